@@ -165,7 +165,7 @@ def _head_shapes(reflection: ReflectionFacts | None, hidden: int) -> dict[str, t
 
 
 def _check_tie(head: TensorRef, embedding: TensorRef, folder: Path) -> None:
-    """A tied checkpoint may repeat its table as the head; on another head, transformers' releases disagree."""
+    """A tied checkpoint may repeat its table as the head; on another head, transformers' versions differ."""
     if head.shape != embedding.shape or not torch.equal(_read(head), _read(embedding)):
         raise ExportError(
             f"{folder}/config.json ties lm_head to the embedding, but another lm_head.weight is there; "

@@ -1,8 +1,8 @@
 """Facts from config.json and its neighbours, as transformers saves them today and as published in 2025.
 
-config.json has two spellings. Today text keys are in `text_config` and rotary ones in its `rope_parameters`; in
-2025 they were at the root, with `rope_scaling` and `rope_theta`. Files saved in between have both; like
-transformers we then take `text_config`. It is read as plain JSON: no release of transformers may change a fact.
+config.json has two spellings. Today text keys are in `text_config` and rotary ones in its `rope_parameters`;
+in 2025 they were at the root, with `rope_scaling` and `rope_theta`. Files saved in between have both; like
+transformers we then take `text_config`. Read as plain JSON: no release of transformers may change a fact.
 """
 
 from __future__ import annotations

@@ -62,9 +62,9 @@ class VisionFacts:
         return self.in_channels * self.temporal_patch * self.patch**2
 
     @property
-    def window_patches(self) -> int:
-        """Patches of one whole attention window (64 for Qwen2.5-VL: 112 px = 8 x 8 patches)."""
-        return (self.window_px // self.patch) ** 2
+    def window(self) -> int:
+        """Side of a whole attention window in patches, a multiple of `merge` (8 for Qwen2.5-VL: 112 px)."""
+        return self.window_px // self.merge // self.patch * self.merge
 
 
 @dataclass(frozen=True)

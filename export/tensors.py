@@ -74,7 +74,7 @@ def find_tensors(folder: Path) -> dict[str, TensorRef]:
 
 
 def _placement(folder: Path) -> dict[Path, set[str]]:
-    """The weight files to read, each with the canonical names that the index puts there (none without index)."""
+    """The weight files to read, each with the canonical names that the index puts there."""
     single, index = folder / SINGLE, folder / INDEX
     if single.is_file():  # transformers' order: a whole file goes before an index
         return {single: set()}
