@@ -1,0 +1,263 @@
+"""Checkpoint -> bundle: trace each graph, lower it for the target, stream its weights, write the manifest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import onnx_ir as ir
+import torch
+
+from ..runtime import contract, manifest as manifests
+from ..runtime.bundle import TOKENIZER
+from ..runtime.contract import Signature
+from ..runtime.errors import ExportError
+from ..runtime.manifest import (
+    GraphEntry,
+    ImagePixels,
+    Manifest,
+    ModelFacts,
+    Reflection,
+    Source,
+    Verification,
+    VideoPixels,
+)
+from .checkpoint import Checkpoint
+from .graphs.decoder import Decoder
+from .graphs.embed import Embed
+from .graphs.head import Head
+from .graphs.reflect import Reflect
+from .graphs.vision import Vision
+from .inputs import GraphConfig
+from .lower import cpu
+from .prompt import prompt_tokens
+from .staging import file_entry, staged
+from .trace import trace
+from .weights import TIED_HEAD, StoredTensor, bind_weights, share_weight, write_weights
+
+Check = Callable[[Path], Verification]
+"""Holds a finished bundle folder against its checkpoint; run before the bundle is published."""
+
+
+class Progress(Protocol):
+    """Where an export reports how far it is."""
+
+    def stage(self, name: str) -> None:
+        """A new stage begins."""
+
+    def weights(self, done: int, total: int) -> None:
+        """So many of the weights' bytes are written."""
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What to export to."""
+
+    target: str = "cpu"
+    precision: str = "fp32"
+    max_context: int = 32_768
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a target offers: its lowering, the precisions it runs, the library it needs."""
+
+    lower: Callable[[ir.Model], ir.Model]
+    precisions: dict[str, torch.dtype]
+    engine: dict[str, str]
+
+
+TARGETS = {
+    # GroupQueryAttention without rotary and RotaryEmbedding of opset 23 both run from 1.31 on.
+    "cpu": Target(cpu.lower, {"fp32": torch.float32}, {"onnxruntime": "1.31"}),
+}
+ACTIVATIONS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+# The authors' evaluation steps; their evaluation of long videos (Video-MME, MLVU) and Qwen's image defaults.
+STEPS = {"image": 1, "video": 4}
+VIDEO = VideoPixels(2.0, 512, 64 * 784, 460_800, 20_000 * 784)
+IMAGE = ImagePixels(4 * 784, 16_384 * 784)
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    folder: Path,
+    plan: ExportPlan,
+    progress: Progress,
+    check: Check | None = None,
+    force: bool = False,
+) -> Manifest:
+    """Export a checkpoint to a bundle folder, which appears whole or not at all.
+
+    `check` verifies the staged bundle and its record goes into the manifest; a failed check stops the export. Raises
+    ExportError (the plan or the checkpoint does not allow it) and ResourceError (disk).
+    """
+    target = _target(plan)
+    dtype = target.precisions[plan.precision]
+    weight_bytes = _bundle_bytes(checkpoint, dtype)
+    with staged(folder, needed_bytes=int(1.02 * weight_bytes) + 2**26, force=force) as staging:
+        writer = _GraphWriter(checkpoint, staging, target, dtype, progress, weight_bytes)
+        graphs = writer.write_all()
+        progress.stage("hash")
+        manifest = _manifest(checkpoint, plan, graphs, staging)
+        _write_manifest(staging, manifest)
+        if check:
+            progress.stage("verify")
+            manifest = replace(manifest, verification=_checked(check, staging))
+            _write_manifest(staging, manifest)
+    return manifest
+
+
+def _target(plan: ExportPlan) -> Target:
+    if plan.target not in TARGETS:
+        raise ExportError(f"target {plan.target!r} is not built yet; this version exports for {', '.join(TARGETS)}")
+    target = TARGETS[plan.target]
+    if plan.precision not in target.precisions:
+        raise ExportError(
+            f"target {plan.target} does not run {plan.precision} yet; choose from {', '.join(target.precisions)}"
+        )
+    if plan.max_context < 1:
+        raise ExportError(f"--max-context {plan.max_context} leaves no room for a token; pass a positive number")
+    return target
+
+
+def _checked(check: Check, folder: Path) -> Verification:
+    verification = check(folder)
+    if not verification.passed:
+        figures = ", ".join(f"{name} {value:.3g}" for name, value in verification.figures.items())
+        raise ExportError(f"the exported graphs do not agree with PyTorch ({figures}); nothing was written, please report this")
+    return verification
+
+
+class _GraphWriter:
+    """Writes the graphs of one bundle, tracking which checkpoint tensors they use."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        folder: Path,
+        target: Target,
+        dtype: torch.dtype,
+        progress: Progress,
+        total_bytes: int,
+    ) -> None:
+        self.checkpoint, self.folder, self.target, self.dtype = checkpoint, folder, target, dtype
+        self.progress, self.total, self.done = progress, total_bytes, 0
+        self.used: set[str] = set()
+        self.stored: dict[str, StoredTensor] = {}
+
+    def write_all(self) -> dict[str, GraphEntry]:
+        """Every graph that the checkpoint needs; ExportError where a tensor of the checkpoint goes unused."""
+        entries = {name: self.write(name, make, sig) for name, make, sig in self._graphs()}
+        if left := sorted(set(self.checkpoint.tensors) - self.used):
+            raise ExportError(f"the graphs do not use {len(left)} tensors of the checkpoint: {', '.join(left[:10])}")
+        return entries
+
+    def _graphs(self) -> list[tuple[str, Callable[[], torch.nn.Module], Signature]]:
+        checkpoint = self.checkpoint
+        text, reflection = checkpoint.text, checkpoint.reflection
+        signatures = contract.signatures(_model_facts(checkpoint, 1).sizes())
+        makers: dict[str, Callable[[], torch.nn.Module]] = {
+            contract.VISION: lambda: Vision(checkpoint.vision),
+            contract.EMBED: lambda: Embed(text),
+            contract.DECODER: lambda: Decoder(text),
+            contract.HEAD: lambda: Head(text),
+        }
+        if reflection and reflection.head != "identity":
+            makers[contract.REFLECT] = lambda: Reflect(text, reflection)
+        return [(name, make, signatures[name]) for name, make in makers.items()]
+
+    def write(self, name: str, make: Callable[[], torch.nn.Module], signature: Signature) -> GraphEntry:
+        """Trace, lower, bind and save one graph."""
+        self.progress.stage(name)
+        model = self.target.lower(trace(make, GraphConfig(signature, self.dtype), name))
+        self.used |= bind_weights(model, self.checkpoint, self.dtype)
+        head, table = TIED_HEAD
+        if head in model.graph.initializers and self.checkpoint.text.tied:
+            share_weight(model, head, self.stored[table], self.folder)
+        else:
+            self.stored |= write_weights(model, self.folder, f"{name}.onnx.data", self._wrote)
+        ir.save(model, self.folder / f"{name}.onnx")
+        return GraphEntry(f"{name}.onnx", signature.inputs, signature.outputs)
+
+    def _wrote(self, count: int) -> None:
+        self.done += count
+        self.progress.weights(self.done, self.total)
+
+
+def _bundle_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
+    return sum(prod(ref.shape) for ref in checkpoint.tensors.values()) * dtype.itemsize
+
+
+def _manifest(
+    checkpoint: Checkpoint, plan: ExportPlan, graphs: dict[str, GraphEntry], folder: Path
+) -> Manifest:
+    target = TARGETS[plan.target]
+    (folder / TOKENIZER).write_bytes((checkpoint.path / TOKENIZER).read_bytes())
+    return Manifest(
+        format=manifests.FORMAT,
+        version=(manifests.FORMAT_MAJOR, manifests.FORMAT_MINOR),
+        target=plan.target,
+        precision=plan.precision,
+        activation=ACTIVATIONS[target.precisions[plan.precision]],
+        model=_model_facts(checkpoint, plan.max_context),
+        prompt=prompt_tokens(checkpoint.tokens, checkpoint.tokenizer()),
+        reflection=_reflection(checkpoint),
+        image=_image(checkpoint),
+        video=VIDEO,
+        graphs=graphs,
+        source=Source(Path(checkpoint.source).name, checkpoint.fingerprint(), checkpoint.dtype),
+        tools=_tools(),
+        engine=target.engine,
+        recipe=None,
+        verification=None,
+        files={file.name: file_entry(file) for file in sorted(folder.iterdir())},
+    )
+
+
+def _model_facts(checkpoint: Checkpoint, max_context: int) -> ModelFacts:
+    text, vision = checkpoint.text, checkpoint.vision
+    return ModelFacts(
+        hidden=text.hidden,
+        layers=text.layers,
+        kv_heads=text.kv_heads,
+        head_dim=text.head_dim,
+        vocab=text.vocab,
+        channels=vision.in_channels,
+        patch=vision.patch,
+        temporal_patch=vision.temporal_patch,
+        merge=vision.merge,
+        window=vision.window,
+        tokens_per_second=vision.tokens_per_second,
+        max_context=min(max_context, text.max_positions),
+    )
+
+
+def _image(checkpoint: Checkpoint) -> ImagePixels:
+    budget = checkpoint.image_budget
+    return ImagePixels(budget.min_pixels, budget.max_pixels) if budget else IMAGE
+
+
+def _reflection(checkpoint: Checkpoint) -> Reflection | None:
+    facts = checkpoint.reflection
+    if facts is None:
+        return None
+    return Reflection(
+        facts.begin_id, facts.step_id, facts.end_id, facts.head, STEPS["image"], STEPS["video"]
+    )
+
+
+def _tools() -> dict[str, str]:
+    packages = ("reflectrt", "torch", "onnx", "onnx-ir", "onnxscript", "optimum")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    file = folder / manifests.FILE_NAME
+    file.write_text(manifests.dump(manifest), encoding="utf-8")
+    file_entry(file)  # flushed like the others; nothing records its hash but the bundle's own identity

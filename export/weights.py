@@ -1,0 +1,108 @@
+"""Bind a traced graph's initializers to the checkpoint's tensors, and stream them to disk one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir import external_data
+from torch import Tensor
+
+from .checkpoint import Checkpoint
+from .trace import TRANSPOSED
+
+TIED_HEAD = ("lm_head.weight", "model.language_model.embed_tokens.weight")
+
+# Constants stay inside the .onnx file; page-sized alignment lets engines map the weights instead of copying them.
+INLINE_BYTES = 1024
+ALIGNMENT = 4096
+
+Progress = Callable[[int], None]
+"""Called with the number of weight bytes just written."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor's bytes lie in a bundle."""
+
+    file: str
+    offset: int
+    length: int
+
+
+def bind_weights(model: ir.Model, checkpoint: Checkpoint, dtype: torch.dtype) -> set[str]:
+    """Point every empty initializer at its checkpoint tensor, read, laid out and cast only when written.
+
+    Returns the checkpoint tensors that the graph uses. Raises ExportError where the checkpoint lacks one.
+    """
+    used = set()
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and not _is_fake(value.const_value):
+            continue
+        source = source_name(checkpoint, str(value.name))
+        transposed = TRANSPOSED in value.metadata_props
+        value.const_value = _lazy(checkpoint, source, value, transposed, dtype)
+        used.add(source)
+    return used
+
+
+def source_name(checkpoint: Checkpoint, weight: str) -> str:
+    """The checkpoint tensor behind a graph's weight: itself, but for a tied head."""
+    head, table = TIED_HEAD
+    return table if weight == head and checkpoint.text.tied else weight
+
+
+def write_weights(model: ir.Model, folder: Path, file: str, progress: Progress) -> dict[str, StoredTensor]:
+    """Stream all large initializers into `folder/file` and make the model refer to it; says where each lies."""
+    external_data.unload_from_model(
+        model,
+        folder,
+        file,
+        size_threshold_bytes=INLINE_BYTES,
+        alignment=ALIGNMENT,
+        callback=lambda tensor, _: progress(tensor.nbytes),
+    )
+    return {
+        str(value.name): StoredTensor(file, tensor.offset or 0, tensor.length or 0)
+        for value in model.graph.initializers.values()
+        if isinstance(tensor := value.const_value, ir.ExternalTensor)
+    }
+
+
+def share_weight(model: ir.Model, name: str, stored: StoredTensor, folder: Path) -> None:
+    """Make an initializer refer to bytes that another graph's file already holds."""
+    value = model.graph.initializers[name]
+    tensor = value.const_value
+    if tensor is None:
+        raise KeyError(f"{name} has neither shape nor type")
+    value.const_value = ir.ExternalTensor(
+        stored.file, stored.offset, stored.length, tensor.dtype, shape=tensor.shape, name=name, base_dir=folder
+    )
+
+
+def _lazy(
+    checkpoint: Checkpoint, source: str, value: ir.Value, transposed: bool, dtype: torch.dtype
+) -> ir.LazyTensor:
+    def load() -> ir.TensorProtocol:
+        tensor = _lay_out(checkpoint.read(source), transposed).to(dtype)
+        return ir.tensor(tensor.contiguous(), name=value.name)
+
+    shape = ir.Shape([int(size) for size in value.shape or ()])
+    return ir.LazyTensor(load, dtype=_ir_dtype(dtype), shape=shape, name=value.name)
+
+
+def _lay_out(tensor: Tensor, transposed: bool) -> Tensor:
+    """[out, ...in] -> [in, out] for the weights that MatMul reads from the right; others as they are."""
+    return tensor.flatten(1).t() if transposed else tensor
+
+
+def _is_fake(tensor: ir.TensorProtocol) -> bool:
+    return isinstance(getattr(tensor, "raw", None), torch._subclasses.FakeTensor)
+
+
+def _ir_dtype(dtype: torch.dtype) -> ir.DataType:
+    names = {torch.float32: "FLOAT", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16"}
+    return ir.DataType[names[dtype]]

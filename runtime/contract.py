@@ -1,0 +1,120 @@
+"""The contract between export and runtime: every graph's inputs and outputs, with axes and element types.
+
+The one place where these names stand. `export/` traces graphs to it and writes them into the manifest, the runtime
+checks a bundle against it on opening.
+
+    graph    input                               shape                                   element type
+    vision   patches                             [grids, patches, patch_values]          uint8
+             patch_positions                     [patches, 2]        (row, column)       int64
+             windows                             [windows, window_patches]   (-1 = none) int64
+             window_slots                        [patches]   (place in flat `windows`)   int64
+        ->   embeddings                          [grids, visual_tokens, hidden]          float
+    embed    token_ids                           [1, tokens]                             int64
+        ->   embeddings                          [1, tokens, hidden]                     float
+    decoder  embeddings                          [1, tokens, hidden]                     float
+             positions                           [3, tokens]   (time, height, width)     int64
+             past_length                         [1]   (cache rows already filled)       int64
+             key_cache.i, value_cache.i          [1, kv_heads, capacity, head_dim]       float
+        ->   hidden_post_norm                    [1, tokens, hidden]                     float
+             key_cache_out.i, value_cache_out.i  as the inputs; may be the same buffer   float
+    reflect  hidden_post_norm                    [1, tokens, hidden]                     float
+        ->   embeddings                          [1, tokens, hidden]                     float
+    head     hidden_post_norm                    [1, tokens, hidden]                     float
+        ->   logits                              [1, tokens, vocab]                      float
+
+`hidden_post_norm` is the decoder's state **after** the final RMSNorm: what `head` reads and what reflection feeds back.
+`reflect` exists only where the checkpoint has a reflection head; where that is the identity there is no such graph.
+"float" is the bundle's activation type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+VISION, EMBED, DECODER, REFLECT, HEAD = "vision", "embed", "decoder", "reflect", "head"
+
+FLOAT = "float"
+"""Stands for the bundle's activation type (float32, float16 or bfloat16)."""
+
+Axis = int | str
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a graph: its name, its axes (a number, or the name of a free size) and element type."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a graph takes and gives, in binding order."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes that fix a model's signatures (counts; `patch_values` = channels * temporal_patch * patch^2)."""
+
+    hidden: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    patch_values: int
+    window_patches: int
+
+
+def cache_names(layers: int) -> list[str]:
+    """Names of the decoder's cache inputs, in binding order: key and value of layer 0, of layer 1, ..."""
+    return [f"{kind}_cache.{layer}" for layer in range(layers) for kind in ("key", "value")]
+
+
+def cache_output(name: str) -> str:
+    """Name of the output that carries the updated cache `name`."""
+    kind, layer = name.split(".")
+    return f"{kind}_out.{layer}"
+
+
+def signatures(sizes: Sizes) -> dict[str, Signature]:
+    """Signature of every graph of a model of these sizes, by graph name."""
+    tokens = (1, "tokens", sizes.hidden)
+    cache = (1, sizes.kv_heads, "capacity", sizes.head_dim)
+    caches = cache_names(sizes.layers)
+    return {
+        VISION: Signature(
+            (
+                Port("patches", ("grids", "patches", sizes.patch_values), "uint8"),
+                Port("patch_positions", ("patches", 2), "int64"),
+                Port("windows", ("windows", sizes.window_patches), "int64"),
+                Port("window_slots", ("patches",), "int64"),
+            ),
+            (Port("embeddings", ("grids", "visual_tokens", sizes.hidden), FLOAT),),
+        ),
+        EMBED: Signature(
+            (Port("token_ids", (1, "tokens"), "int64"),), (Port("embeddings", tokens, FLOAT),)
+        ),
+        DECODER: Signature(
+            (
+                Port("embeddings", tokens, FLOAT),
+                Port("positions", (3, "tokens"), "int64"),
+                Port("past_length", (1,), "int64"),
+                *(Port(name, cache, FLOAT) for name in caches),
+            ),
+            (
+                Port("hidden_post_norm", tokens, FLOAT),
+                *(Port(cache_output(name), cache, FLOAT) for name in caches),
+            ),
+        ),
+        REFLECT: Signature(
+            (Port("hidden_post_norm", tokens, FLOAT),), (Port("embeddings", tokens, FLOAT),)
+        ),
+        HEAD: Signature(
+            (Port("hidden_post_norm", tokens, FLOAT),),
+            (Port("logits", (1, "tokens", sizes.vocab), FLOAT),),
+        ),
+    }

@@ -1,0 +1,57 @@
+"""What the runtime asks of an engine library: buffers on its device, and graphs that run from buffers into buffers.
+
+One file per library implements this: `runtime/onnxruntime.py`. Nothing else in the runtime knows which one runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+Array = np.ndarray
+
+
+class Buffer(Protocol):
+    """Memory on the engine's device, seen as an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes, outermost first."""
+
+    def view(self, shape: Sequence[int], offset: int = 0) -> Buffer:
+        """The same memory from element `offset` on, seen as `shape`; no copy."""
+
+
+class Graph(Protocol):
+    """One graph of the bundle, ready to run."""
+
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        """Read every input, fill every output; an output may share its buffer with an input where the contract says so."""
+
+
+class Engine(Protocol):
+    """A device with the bundle's graphs loaded."""
+
+    device: str
+    activation: np.dtype
+    """Element type of every "float" port."""
+
+    def graph(self, name: str) -> Graph:
+        """A graph by its name in the contract."""
+
+    def empty(self, shape: Sequence[int]) -> Buffer:
+        """An uninitialised buffer of the activation type. Raises ResourceError."""
+
+    def upload(self, array: Array) -> Buffer:
+        """The array on the device."""
+
+    def download(self, buffer: Buffer) -> Array:
+        """The buffer as float32 (or its own type, where that is not a float) on the host."""
+
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        """Copy a [1, H, R, d] buffer over the first R rows of a [1, H, C, d] one, C >= R."""
+
+    def free_bytes(self) -> int:
+        """Memory that is free on the device now."""

@@ -1,0 +1,172 @@
+"""The engine over ONNX Runtime: every input and output is bound to a buffer, so nothing is copied between graphs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnxruntime as ort
+
+from .bundle import Bundle
+from .contract import FLOAT, Signature
+from .engine import Array
+from .errors import BundleError, CompatibilityError, ReflectRTError, ResourceError
+from .manifest import GraphEntry
+from .memory import available_bytes
+
+QUIET = 3  # ONNX Runtime's severity "error": its failures come back as exceptions, which we word ourselves
+
+
+@dataclass(frozen=True)
+class HostBuffer:
+    """A numpy array as a buffer."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes, outermost first."""
+        return self.array.shape
+
+    def view(self, shape: Sequence[int], offset: int = 0) -> HostBuffer:
+        """The same memory from element `offset` on, seen as `shape`; no copy."""
+        return HostBuffer(self.array.reshape(-1)[offset : offset + prod(shape)].reshape(shape))
+
+
+class OrtGraph:
+    """One session with its binding."""
+
+    def __init__(self, session: ort.InferenceSession, name: str) -> None:
+        self._session, self._name = session, name
+        self._binding = session.io_binding()
+
+    def run(self, inputs: Mapping[str, HostBuffer], outputs: Mapping[str, HostBuffer]) -> None:
+        """Run from bound inputs into bound outputs."""
+        bind = self._binding
+        for name, buffer in inputs.items():
+            array = buffer.array
+            bind.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, buffer in outputs.items():
+            array = buffer.array
+            bind.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        try:
+            self._session.run_with_iobinding(bind)
+        except Exception as error:  # ONNX Runtime's own exception types are not public
+            raise _failure(self._name, error) from error
+
+
+class OrtCpuEngine:
+    """ONNX Runtime's CPU provider."""
+
+    device = "cpu"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        manifest = bundle.manifest
+        if manifest.target != "cpu":
+            raise CompatibilityError(
+                f"{bundle.path} was exported for {manifest.target}, this device is a CPU; export with --target cpu"
+            )
+        _check_version(manifest.engine.get("onnxruntime", "0"))
+        self.activation = np.dtype(manifest.activation)
+        options = _options(threads or len(os.sched_getaffinity(0)))
+        self._graphs = {
+            name: OrtGraph(_open(bundle, name, entry, options), name)
+            for name, entry in manifest.graphs.items()
+        }
+
+    def graph(self, name: str) -> OrtGraph:
+        """A graph by its name in the contract."""
+        return self._graphs[name]
+
+    def empty(self, shape: Sequence[int]) -> HostBuffer:
+        """An uninitialised buffer of the activation type. Raises ResourceError."""
+        try:
+            return HostBuffer(np.empty(shape, self.activation))
+        except MemoryError:
+            need = prod(shape) * self.activation.itemsize
+            raise ResourceError(
+                f"no memory for {need / 1e6:.0f} MB; use a smaller --max-frames or --max-pixels"
+            ) from None
+
+    def upload(self, array: Array) -> HostBuffer:
+        """The array as it lies in host memory."""
+        return HostBuffer(np.ascontiguousarray(array))
+
+    def download(self, buffer: HostBuffer) -> Array:
+        """The buffer as an array; floats as float32."""
+        array = buffer.array
+        return array.astype(np.float32) if array.dtype.kind == "f" else array.copy()
+
+    def copy(self, source: HostBuffer, target: HostBuffer) -> None:
+        """Copy a [1, H, R, d] buffer over the first R rows of a [1, H, C, d] one."""
+        target.array[:, :, : source.shape[2]] = source.array
+
+    def free_bytes(self) -> int:
+        """Memory that this process may still take."""
+        return available_bytes()
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = QUIET
+    options.intra_op_num_threads = threads
+    # Shapes change from run to run (chunks, steps): a pattern planned for one shape only costs memory for the next.
+    options.enable_mem_pattern = False
+    return options
+
+
+def _open(bundle: Bundle, name: str, entry: GraphEntry, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        session = ort.InferenceSession(
+            str(bundle.file(entry.file)), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime's own exception types are not public
+        raise BundleError(
+            f"ONNX Runtime {ort.__version__} cannot load {entry.file}: {_first_line(error)}; export the bundle again"
+        ) from error
+    _check_ports(session, name, entry.signature(), bundle.manifest.activation)
+    return session
+
+
+def _check_ports(session: ort.InferenceSession, name: str, wanted: Signature, activation: str) -> None:
+    """The file's inputs and outputs are the manifest's, in name, type and rank."""
+    for found, ports in ((session.get_inputs(), wanted.inputs), (session.get_outputs(), wanted.outputs)):
+        actual = {node.name: (node.type, len(node.shape)) for node in found}
+        expected = {
+            port.name: (_ort_type(activation if port.dtype == FLOAT else port.dtype), len(port.axes))
+            for port in ports
+        }
+        if actual != expected:
+            odd = sorted({*actual.items()} ^ {*expected.items()})[0][0]
+            raise BundleError(f"graph {name} differs from the manifest at {odd!r}; export the bundle again")
+
+
+def _ort_type(dtype: str) -> str:
+    names = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
+    return f"tensor({names.get(dtype, dtype)})"
+
+
+def _check_version(oldest: str) -> None:
+    if _numbers(ort.__version__) < _numbers(oldest):
+        raise CompatibilityError(
+            f"the bundle needs ONNX Runtime {oldest} or newer, installed is {ort.__version__}; "
+            "run `pip install --upgrade onnxruntime`"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+
+def _failure(graph: str, error: Exception) -> ReflectRTError:
+    text = _first_line(error)
+    if "alloc" in text.lower():
+        return ResourceError(f"no memory left in {graph} ({text}); use a smaller --max-frames or --max-pixels")
+    return ReflectRTError(f"{graph} failed: {text}; please report this")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]
