@@ -21,7 +21,7 @@ from ..runtime.errors import ExportError
 from . import config as configs
 from . import tensors as tensor_files
 from .facts import ImageBudget, ReflectionFacts, TextFacts, TokenFacts, VisionFacts
-from .tensors import EMBEDDING, HEAD, TensorRef
+from .tensors import EMBEDDING, HEAD, TensorRef, listing
 from .tokens import reflection_ids, token_facts, token_ids
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -179,7 +179,7 @@ def _read(ref: TensorRef) -> torch.Tensor:
             tensor: torch.Tensor = opened.get_tensor(ref.key)
     except (SafetensorError, OSError) as error:
         raise ExportError(
-            f"{ref.file}: {ref.key} cannot be read ({_short(error)}); download it again"
+            f"{ref.file}: {listing([ref.key])} cannot be read ({_short(error)}); download it again"
         ) from None
     return tensor
 

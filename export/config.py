@@ -56,7 +56,7 @@ class Section:
         """The error for a key that holds something else than `wanted`."""
         found = repr(self.data.get(key, "missing"))[:60]
         return ExportError(
-            f"{self.where}: {key} is {found}, not {wanted}; mend config.json or download it again"
+            f"{self.where}: {key} is {found}, not {wanted}; download the file again or mend it"
         )
 
     def count(self, key: str, default: int | None = None, most: int = MAX_COUNT) -> int:
@@ -91,7 +91,10 @@ class Section:
     def one_of(self, key: str, *choices: object) -> None:
         """Check that a key, where present, holds one of `choices`."""
         if self.data.get(key, choices[0]) not in choices:
-            raise self.fail(key, f"{' or '.join(map(repr, choices))}, the only ones supported")
+            found, choice = repr(self.data[key])[:60], " or ".join(map(repr, choices))
+            raise ExportError(
+                f"{self.where}: {key} is {found}, but only {choice} can be exported; choose another checkpoint"
+            )
 
 
 def check_model(config: Json, path: Path) -> None:
@@ -99,7 +102,7 @@ def check_model(config: Json, path: Path) -> None:
     found = config.get("model_type")
     if found != MODEL_TYPE:
         raise ExportError(
-            f"{path} has model_type {found!r}; only {MODEL_TYPE!r} can be exported: "
+            f"{path} has model_type {repr(found)[:60]}; only {MODEL_TYPE!r} can be exported: "
             "choose a VisReflect or Qwen2.5-VL checkpoint"
         )
     if config.get("quantization_config") is not None:
@@ -153,7 +156,7 @@ def _refuse_sliding_window(text: Section) -> None:
     text.one_of("use_sliding_window", False, None)
     layers = text.data.get("layer_types") or []
     if not isinstance(layers, list) or any(kind != "full_attention" for kind in layers):
-        raise text.fail("layer_types", "full_attention in every layer, the only kind supported")
+        raise text.fail("layer_types", "full_attention in every layer, the only kind that can be exported")
 
 
 def _rotary(text: Section, head_dim: int) -> tuple[float, tuple[int, int, int]]:

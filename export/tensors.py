@@ -66,7 +66,7 @@ def find_tensors(folder: Path) -> dict[str, TensorRef]:
             if name in found:
                 files = f"{found[name].file.name} and {ref.file.name}"
                 raise ExportError(
-                    f"{folder} holds {name} twice ({files}); remove the shards that do not belong"
+                    f"{folder} holds {listing([name])} twice ({files}); remove the shards that do not belong"
                 )
             found[name] = ref
     _check_index(placed, found, folder)
@@ -131,7 +131,7 @@ def _read_header(file: Path) -> list[TensorRef]:
 def _ref(file: Path, key: str, shape: Iterable[int], dtype: str) -> TensorRef:
     if dtype not in DTYPES:
         raise ExportError(
-            f"{file}: {key} has element type {dtype}; save the checkpoint in float32, bfloat16 or float16"
+            f"{file}: {listing([key])} has element type {dtype}; save the checkpoint in float32, bfloat16 or float16"
         )
     return TensorRef(file, key, tuple(shape), DTYPES[dtype])
 
@@ -229,6 +229,7 @@ def linear_shapes(prefix: str, inputs: int, outputs: int, *, bias: bool) -> dict
 
 
 def listing(names: list[str]) -> str:
-    """Up to ten names, and how many more."""
-    more = len(names) - 10
-    return ", ".join(names[:10]) + (f" and {more} more" if more > 0 else "")
+    """Up to ten names, on one line and within reason, and how many more there are."""
+    shown = [name[:120] if name.isprintable() else ascii(name[:120]) for name in names[:10]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

@@ -43,7 +43,7 @@ def token_facts(config: Json, ids: Mapping[str, int], folder: Path) -> TokenFact
         said = config.get(key, ids[spelling])
         if said != ids[spelling]:
             raise ExportError(
-                f"{folder}/config.json has {key} {said!r}, but tokenizer.json {spelling} {ids[spelling]}; "
+                f"{folder}/config.json has {key} {repr(said)[:60]}, but tokenizer.json {spelling} {ids[spelling]}; "
                 "use the config and the tokenizer of one checkpoint"
             )
         return ids[spelling]

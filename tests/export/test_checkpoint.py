@@ -282,6 +282,7 @@ REFUSALS: dict[str, tuple[Spoil, str]] = {
     "more layers": (_text(num_hidden_layers=4), "lacks 24 of"),
     "fewer layers": (_text(num_hidden_layers=1), "12 tensors that this model has no place for"),
     "stray tensor": (_weights(lambda w: w.update(adapter=torch.ones(1))), "no place for: adapter"),
+    "name of two lines": (_weights(lambda w: w.update({"a\nb": torch.ones(1)})), r"no place for: 'a\nb'"),
     "wrong shape": (_text(vocab_size=640), "for [640, 48]"),
     "integer weights": (_weights(lambda w: w.update({FIRST: w[FIRST].to(torch.int8)})), "element type I8"),
     "mixed types": (_weights(lambda w: w.update({FIRST: w[FIRST].to(torch.float16)})), "mixes element types"),
