@@ -1,0 +1,13 @@
+"""ReflectRT: ask questions about huge images and long videos on your own hardware.
+
+    import reflectrt
+
+    model = reflectrt.load("bundle")
+    video = model.open("clip.mp4", fps=2)
+    answer = video.ask("Which digit flashes?", options=["3", "7"])
+"""
+
+from .runtime import Answer, MediaReport, Model, ReflectRTError, Session, load
+
+__version__ = "0.1.0"
+__all__ = ["Answer", "MediaReport", "Model", "ReflectRTError", "Session", "__version__", "load"]

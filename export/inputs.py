@@ -61,7 +61,7 @@ class GraphConfig(ExporterConfig):  # type: ignore[misc]  # optimum is untyped
 
     def __init__(self, signature: Signature, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(GraphFacts(signature, dtype), task="feature-extraction")
-        self.signature = signature
+        self.signature, self.dtype = signature, dtype
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,8 @@ def trace(make_module: Callable[[], nn.Module], config: GraphConfig, name: str) 
     """
     with FakeTensorMode(allow_non_fake_inputs=True), _quiet_exporter():
         module = make_module().eval()
+        for parameter in module.parameters():  # buffers stay: angles and pixels are computed in float32
+            parameter.data = parameter.data.to(config.dtype)
         program = _export(module, config)
     model: ir.Model = program.model
     model.graph.name = name
@@ -109,18 +112,21 @@ def _tidy(model: ir.Model) -> None:
 def _name_nodes(model: ir.Model) -> None:
     """A node that reads a weight is named after it: `model.language_model.layers.0.mlp.up_proj/MatMul`."""
     for node in model.graph:
-        weights = [v.name for v in node.inputs if v is not None and v.is_initializer() and v.name]
+        names = [v.name for v in node.inputs if v is not None and v.is_initializer() and v.name]
+        weights = [name for name in names if name.endswith((".weight", ".bias"))]
         if weights:
             node.name = f"{weights[-1].rpartition('.')[0]}/{node.op_type}"
 
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's notices on optional packages; errors still raise."""
+    """Silence the exporter's notices on packages and axis names that are not ours to mend; errors still raise."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(level)

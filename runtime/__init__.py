@@ -1,0 +1,29 @@
+"""Run a bundle: open media, ask questions. Needs numpy, av, pillow, tokenizers and one engine library; never torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from .answer import Answer, MediaReport
+from .bundle import open_bundle
+from .errors import CompatibilityError, ReflectRTError
+from .session import Model, Session
+
+Device = Literal["auto", "cpu", "cuda"]
+
+__all__ = ["Answer", "MediaReport", "Model", "ReflectRTError", "Session", "load"]
+
+
+def load(bundle: str | Path, device: Device = "auto", threads: int | None = None) -> Model:
+    """Open a bundle folder on a device.
+
+    `device` "auto" takes what the bundle was exported for; `threads` are the CPU threads of one operator (default: all
+    cores this process may use). Raises BundleError, CompatibilityError and ResourceError.
+    """
+    from .onnxruntime import OrtCpuEngine  # here, so that `import reflectrt` does not load the engine library
+
+    opened = open_bundle(bundle)
+    if device == "cuda":
+        raise CompatibilityError(f"{bundle} runs on the CPU only: this version has no CUDA engine; pass --device cpu")
+    return Model(opened, OrtCpuEngine(opened, threads))

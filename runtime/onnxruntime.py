@@ -17,7 +17,7 @@ from .errors import BundleError, CompatibilityError, ReflectRTError, ResourceErr
 from .manifest import GraphEntry
 from .memory import available_bytes
 
-QUIET = 3  # ONNX Runtime's severity "error": its failures come back as exceptions, which we word ourselves
+QUIET = 4  # only "fatal" is logged: failures come back as exceptions, which we word ourselves
 
 
 @dataclass(frozen=True)

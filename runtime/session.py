@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
-from . import contract
 from .answer import Answer, MediaReport, letter
 from .bundle import TOKENIZER, Bundle
 from .clock import Clock
-from .engine import Array, Buffer, Engine
+from .engine import Array, Engine
 from .errors import LimitError, UsageError
 from .generate import Plan, Token, answer_choice, answer_freely
 from .manifest import Manifest
 from .media import ImageBudget, Media, MediaLimits, PatchLayout, VideoBudget, open_media
-from .positions import Grid
 from .prefetch import prefetch
 from .prompt import MediaKind, Question
 from .sampling import Sampler, Sampling
 from .stream import Stream
 from .tokenizer import Tokenizer
-from .windows import vision_layout
+from .vision import encode
 
 PATCHES_PER_RUN = 4096
 """Patches of one vision run (of whole grids, at least one): large matrix products, activations of tens of MB."""
@@ -34,6 +32,7 @@ CHUNKS_AHEAD = 2
 RESERVE_TOKENS = 256
 """Room kept behind a medium for a question and its answer, where the caller does not say."""
 
+T = TypeVar("T")
 ReflectMode = Literal["auto", "always", "off"]
 
 
@@ -79,20 +78,20 @@ class Model:
 
     def open(
         self,
-        *media: str | Path,
+        *media: str | Path | Media,
         reserve_tokens: int = RESERVE_TOKENS,
         progress: Callable[[int, int], None] | None = None,
         **options: object,
     ) -> Session:
-        """Read media (a video, an image, several) into a session; options are the fields of `MediaOptions`.
+        """Read media (paths, or any `Media`) into a session; options are the fields of `MediaOptions`.
 
         `progress` is called with visual tokens done and in all. Raises MediaError, LimitError (longer than the context:
         refused before any pixel is decoded) and ResourceError.
         """
         if not media:
             raise UsageError("no medium to open; pass the path of a video or image")
-        chosen = MediaOptions(**options)  # type: ignore[arg-type]  # a wrong name is a TypeError that names it
-        opened = [self._open_one(path, chosen) for path in media]
+        chosen = _from_names(MediaOptions, options)
+        opened = [self._open_one(m, chosen) if isinstance(m, (str, Path)) else m for m in media]
         return Session(self, opened, chosen, reserve_tokens, progress)
 
     def tokens_needed(self, question: Question, kind: MediaKind, options: AskOptions) -> int:
@@ -159,7 +158,7 @@ class Session:
         With `options` the answer is one of them; without, it is free text, which `on_text` gets piece by piece. Raises
         UsageError, LimitError (no room left in the context) and NumericError.
         """
-        asked, chosen = Question(question, tuple(options)), AskOptions(**how)  # type: ignore[arg-type]
+        asked, chosen = Question(question, tuple(options)), _from_names(AskOptions, how)
         self._check_room(asked, chosen)
         clock, self._opening = self._opening or Clock(), None
         self._stream.roll_back(self._mark)
@@ -260,7 +259,7 @@ class Session:
             for patches in chunks:
                 grid = (patches.shape[0], height, width)
                 with self._clock.stage("vision"):
-                    embeddings = self._encode(patches, grid)
+                    embeddings = encode(self._model.engine, model, patches, grid)
                 with self._clock.stage("prefill"):
                     self._stream.feed_visual(embeddings, grid, step, first)
                 first += grid[0]
@@ -276,22 +275,6 @@ class Session:
             if chunk is None:
                 return
             yield chunk
-
-    def _encode(self, patches: Array, grid: Grid) -> Buffer:
-        """Patches uint8 [G, N, values] -> embeddings [G, N / merge^2, D]."""
-        engine, model = self._model.engine, self._model.manifest.model
-        layout = vision_layout(grid[1], grid[2], model.merge, model.window)
-        tokens = patches.shape[1] // model.merge**2
-        embeddings = engine.empty((grid[0], tokens, model.hidden))
-        inputs = {
-            "patches": patches,
-            "patch_positions": layout.positions,
-            "windows": layout.windows,
-            "window_slots": layout.slots,
-        }
-        uploaded = {name: engine.upload(array) for name, array in inputs.items()}
-        engine.graph(contract.VISION).run(uploaded, {"embeddings": embeddings})
-        return embeddings
 
     def _time_step(self, item: Media) -> float:
         """M-RoPE positions between temporal grids."""
@@ -325,6 +308,14 @@ class _Text:
         if self._on_text and len(text) > self._shown:
             self._on_text(text[self._shown :])
             self._shown = len(text)
+
+
+def _from_names(kind: type[T], values: dict[str, object]) -> T:
+    """A dataclass of options from keyword arguments; UsageError names a wrong one and the right ones."""
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # only called on dataclasses
+    if unknown := sorted(set(values) - set(known)):
+        raise UsageError(f"unknown option {unknown[0]!r}; choose from {', '.join(known)}")
+    return kind(**values)
 
 
 def _steps(manifest: Manifest, kind: MediaKind, how: AskOptions) -> int:

@@ -29,13 +29,14 @@ from .layers import (
 
 
 class Windows:
-    """Where each window's patches stand: index [W * S] into the patches, mask [G * W, 1, 1, S], way back [N]."""
+    """Where each window's patches stand: index [W * S] into the patches, mask [G * W, 1, S, S], way back [N]."""
 
     def __init__(self, windows: Tensor, slots: Tensor, grids: int) -> None:
         self.size = windows.shape[1]
         self.index = windows.clamp(min=0).flatten()
-        filled = (windows >= 0).unsqueeze(0).expand(grids, -1, -1)
-        self.mask = filled.flatten(0, 1).unsqueeze(1).unsqueeze(1)
+        # ONNX Runtime 1.32 broadcasts a mask over batch and heads, but not over queries.
+        filled = (windows >= 0).unsqueeze(0).unsqueeze(2).expand(grids, -1, self.size, -1)
+        self.mask = filled.flatten(0, 1).unsqueeze(1)
         self.slots = slots
 
 

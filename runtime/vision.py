@@ -1,4 +1,4 @@
-"""Which patches attend together in the vision encoder's windowed blocks, and where each patch stands."""
+"""Run the vision encoder: patches in, embeddings out; which patches attend together in its windowed blocks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,27 @@ from functools import lru_cache
 
 import numpy as np
 
-from .engine import Array
+from . import contract
+from .engine import Array, Buffer, Engine
+from .manifest import ModelFacts
+from .positions import Grid
 
 NO_PATCH = -1
+
+
+def encode(engine: Engine, model: ModelFacts, patches: Array, grid: Grid) -> Buffer:
+    """Patches uint8 [G, N, values] of a grid (G, height, width) -> embeddings [G, N / merge^2, D] on the device."""
+    layout = vision_layout(grid[1], grid[2], model.merge, model.window)
+    embeddings = engine.empty((grid[0], patches.shape[1] // model.merge**2, model.hidden))
+    inputs = {
+        "patches": patches,
+        "patch_positions": layout.positions,
+        "windows": layout.windows,
+        "window_slots": layout.slots,
+    }
+    uploaded = {name: engine.upload(array) for name, array in inputs.items()}
+    engine.graph(contract.VISION).run(uploaded, {"embeddings": embeddings})
+    return embeddings
 
 
 @dataclass(frozen=True)

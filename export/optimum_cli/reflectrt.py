@@ -1,0 +1,36 @@
+"""`optimum-cli export visreflect`: our export under Optimum's command line.
+
+Installed into Optimum's namespace for commands, `optimum/commands/register/`; everything heavy is imported when run.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import ClassVar
+
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+from optimum.commands.export.base import ExportCommand
+
+
+class VisReflectExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # optimum is untyped
+    """Export a VisReflect or Qwen2.5-VL checkpoint to a ReflectRT bundle."""
+
+    COMMAND: ClassVar[CommandInfo] = CommandInfo(
+        name="visreflect", help="Export a VisReflect or Qwen2.5-VL checkpoint to a ReflectRT bundle."
+    )
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        """The options of `reflectrt export`."""
+        from reflectrt.cli import add_export_arguments
+
+        add_export_arguments(parser)
+
+    def run(self) -> None:
+        """Export; errors end the process as they do in `reflectrt export`."""
+        from reflectrt.cli import run_export, run_guarded
+
+        raise SystemExit(run_guarded(lambda: run_export(self.args)))
+
+
+REGISTER_COMMANDS = [(VisReflectExportCommand, ExportCommand)]
