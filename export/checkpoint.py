@@ -148,9 +148,7 @@ def _reflection(ids: tuple[int, int, int] | None, found: Mapping[str, TensorRef]
     first = found.get("reflection_head.0.weight")
     if first is None:
         return ReflectionFacts(*ids, "identity")
-    return ReflectionFacts(
-        *ids, "mlp", first.shape[0] if first.shape else 0, "reflection_head.0.bias" in found
-    )
+    return ReflectionFacts(*ids, "mlp", first.shape[0] if first.shape else 0, "reflection_head.0.bias" in found)
 
 
 def _head_shapes(reflection: ReflectionFacts | None, hidden: int) -> dict[str, tuple[int, ...]]:

@@ -55,9 +55,7 @@ class Section:
     def fail(self, key: str, wanted: str) -> ExportError:
         """The error for a key that holds something else than `wanted`."""
         found = repr(self.data.get(key, "missing"))[:60]
-        return ExportError(
-            f"{self.where}: {key} is {found}, not {wanted}; download the file again or mend it"
-        )
+        return ExportError(f"{self.where}: {key} is {found}, not {wanted}; download the file again or mend it")
 
     def count(self, key: str, default: int | None = None, most: int = MAX_COUNT) -> int:
         """A whole number from 1 to `most`."""
@@ -93,7 +91,7 @@ class Section:
         if self.data.get(key, choices[0]) not in choices:
             found, choice = repr(self.data[key])[:60], " or ".join(map(repr, choices))
             raise ExportError(
-                f"{self.where}: {key} is {found}, but only {choice} can be exported; choose another checkpoint"
+                f"{self.where}: {key} is {found}, but only {choice} can be exported; take another checkpoint"
             )
 
 

@@ -94,16 +94,9 @@ def _placement(folder: Path) -> dict[Path, set[str]]:
 
 def _shard(folder: Path, file: object) -> Path:
     """A shard's path; only plain file names, so that an index cannot reach outside the folder."""
-    if (
-        not isinstance(file, str)
-        or Path(file).name != file
-        or "\\" in file
-        or not file.endswith(".safetensors")
-    ):
+    if not isinstance(file, str) or Path(file).name != file or "\\" in file or not file.endswith(".safetensors"):
         shown = repr(file)[:60]
-        raise ExportError(
-            f"{folder / INDEX} names {shown}, which is not a .safetensors file of its folder; refused"
-        )
+        raise ExportError(f"{folder / INDEX} names {shown}, which is not a .safetensors file of its folder; refused")
     return folder / file
 
 
@@ -139,14 +132,10 @@ def _ref(file: Path, key: str, shape: Iterable[int], dtype: str) -> TensorRef:
 def _check_index(placed: Mapping[Path, set[str]], found: Mapping[str, TensorRef], folder: Path) -> None:
     strays = [n for file, names in placed.items() for n in names if n not in found or found[n].file != file]
     if strays:
-        raise ExportError(
-            f"{folder}: {listing(sorted(strays))} not in the shard that {INDEX} says; download it again"
-        )
+        raise ExportError(f"{folder}: {listing(sorted(strays))} not in the shard that {INDEX} says; download it again")
 
 
-def check_tensors(
-    found: Mapping[str, TensorRef], expected: Mapping[str, tuple[int, ...]], folder: Path
-) -> None:
+def check_tensors(found: Mapping[str, TensorRef], expected: Mapping[str, tuple[int, ...]], folder: Path) -> None:
     """Exactly the expected tensors, of the expected shapes and one element type; else ExportError."""
     missing = [name for name in expected if name not in found]
     if missing:
@@ -166,9 +155,7 @@ def check_tensors(
         if found[name].shape != shape
     ]
     if wrong:
-        raise ExportError(
-            f"{folder} does not have config.json's shapes: {listing(wrong)}; use the config it came with"
-        )
+        raise ExportError(f"{folder} does not have config.json's shapes: {listing(wrong)}; use the config it came with")
     _check_one_dtype(found, folder)
 
 

@@ -43,7 +43,8 @@ def token_facts(config: Json, ids: Mapping[str, int], folder: Path) -> TokenFact
         said = config.get(key, ids[spelling])
         if said != ids[spelling]:
             raise ExportError(
-                f"{folder}/config.json has {key} {repr(said)[:60]}, but tokenizer.json {spelling} {ids[spelling]}; "
+                f"{folder}/config.json has {key} {repr(said)[:60]}; "
+                f"tokenizer.json has {spelling} at {ids[spelling]}: "
                 "use the config and the tokenizer of one checkpoint"
             )
         return ids[spelling]
@@ -73,9 +74,7 @@ def _end_ids(config: Json, folder: Path) -> list[int]:
     return list(dict.fromkeys(ids))
 
 
-def reflection_ids(
-    config: Json, ids: Mapping[str, int], rows: int, folder: Path
-) -> tuple[int, int, int] | None:
+def reflection_ids(config: Json, ids: Mapping[str, int], rows: int, folder: Path) -> tuple[int, int, int] | None:
     """Ids of `<BOR>`, `<VR>`, `<EOR>` as config.json says, else the tokenizer; None where neither does."""
     in_config = any(config.get(key) is not None for key in REFLECTION_KEYS)
     values = [config.get(k) if in_config else ids.get(spelling) for k, spelling in REFLECTION_KEYS.items()]
