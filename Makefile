@@ -18,7 +18,7 @@ test: $(DEV)/installed
 check: $(DEV)/installed
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/ruff format --check .
-	$(DEV)/bin/mypy -p reflectrt
+	$(DEV)/bin/mypy
 
 format: $(DEV)/installed
 	$(DEV)/bin/ruff check --fix .

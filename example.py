@@ -1,6 +1,6 @@
 """From a bundle and a video to answers, on one screen.
 
-    python example.py BUNDLE VIDEO
+python example.py BUNDLE VIDEO
 """
 
 import sys

@@ -1,0 +1,64 @@
+"""`reflectrt export`: checkpoint -> bundle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..progress import ExportProgress
+from ..runtime.errors import UsageError
+from .arguments import command, positive
+from .describe import verification_line
+
+TARGETS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = command(
+        commands,
+        "export",
+        run,
+        "turn a checkpoint into a bundle",
+        "reflectrt export shenxq/VisReflect-7B-Video bundle",
+    )
+    add_arguments(parser)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `export`, which `optimum-cli export visreflect` shares."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a Hugging Face folder or hub id (qwen2_5_vl)")
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder to write")
+    parser.add_argument("--target", choices=TARGETS, default="cpu", help="what will run it (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="arithmetic (default: %(default)s)")
+    parser.add_argument(
+        "--max-context",
+        metavar="N",
+        type=positive,
+        default=32_768,
+        help="tokens that prompt and answer may fill (default: %(default)s)",
+    )
+    parser.add_argument("--no-verify", action="store_true", help="skip the comparison with PyTorch after the export")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export as the parsed options say, showing progress and the verification's figures on stderr."""
+    try:
+        from ..bench.verify import verify
+        from ..export.bundle import ExportPlan, export_bundle
+        from ..export.checkpoint import Checkpoint
+    except ModuleNotFoundError as error:
+        raise UsageError(f"export needs {error.name}; run `pip install 'reflectrt[export]'`") from None
+    checkpoint = Checkpoint.open(arguments.checkpoint)
+    plan = ExportPlan(arguments.target, arguments.precision, arguments.max_context)
+    with ExportProgress() as progress:
+        check = None if arguments.no_verify else lambda folder: verify(folder, checkpoint.path)
+        manifest = export_bundle(checkpoint, arguments.bundle, plan, progress, check, arguments.force)
+    size = sum(entry.size for entry in manifest.files.values())
+    print(f"{arguments.bundle}: {size / 1e6:.1f} MB, {manifest.target} {manifest.precision}", file=sys.stderr)
+    print(verification_line(manifest.verification), file=sys.stderr)
+    return 0
