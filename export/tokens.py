@@ -76,6 +76,8 @@ def _end_ids(config: Json, folder: Path) -> list[int]:
 
 def reflection_ids(config: Json, ids: Mapping[str, int], rows: int, folder: Path) -> tuple[int, int, int] | None:
     """Ids of `<BOR>`, `<VR>`, `<EOR>` as config.json says, else the tokenizer; None where neither does."""
+    nested = config.get("text_config")
+    config = {**(nested if isinstance(nested, dict) else {}), **config}
     in_config = any(config.get(key) is not None for key in REFLECTION_KEYS)
     values = [config.get(k) if in_config else ids.get(spelling) for k, spelling in REFLECTION_KEYS.items()]
     known = [i for i in values if type(i) is int and 0 <= i < rows]

@@ -44,9 +44,7 @@ def test_tensors_are_those_of_transformers_state_dict(tmp_path: Path, name: str)
     found = Checkpoint.open(checkpoint(tmp_path, name))
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(found.path, dtype="auto")
     state = {
-        key: value
-        for key, value in model.state_dict().items()
-        if not (found.text.tied and key == "lm_head.weight")
+        key: value for key, value in model.state_dict().items() if not (found.text.tied and key == "lm_head.weight")
     }
     heads = {key for key in found.tensors if key.startswith("reflection_head.")}
     assert set(found.tensors) - heads == set(state)
@@ -65,6 +63,25 @@ def test_a_folder_saved_by_transformers_opens(tmp_path: Path) -> None:
     assert set(ours.tensors) == set(theirs.tensors)
 
 
+def test_a_config_saved_between_the_two_spellings_opens(tmp_path: Path) -> None:
+    """As transformers 4.54 saves it: text keys at the root and in `text_config`, which still has `rope_scaling`."""
+    folder = checkpoint(tmp_path)
+    before = Checkpoint.open(folder)
+
+    def respell(config: dict[str, Any]) -> None:
+        text = config["text_config"]
+        sections = text.pop("rope_parameters")["mrope_section"]
+        text["rope_scaling"] = {"mrope_section": sections, "rope_type": "default", "type": "default"}
+        text["rope_theta"] = 1000000.0
+        text["vtk_id"] = config.pop("vtk_id")
+        config.update({key: value for key, value in text.items() if key not in ("model_type", "vtk_id")})
+        config["hidden_size"] = 1  # what the root says does not count
+
+    _edit_json("config.json", respell)(folder)
+    after = Checkpoint.open(folder)
+    assert (after.text, after.vision, after.reflection) == (before.text, before.vision, before.reflection)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_reads_every_element_type(tmp_path: Path, dtype: str) -> None:
     found = Checkpoint.open(make_checkpoint(tmp_path / "c", dtype=dtype, layers=1))
@@ -73,9 +90,7 @@ def test_reads_every_element_type(tmp_path: Path, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(("reflection", "begins"), [("config", True), ("tokenizer", True), ("none", False)])
-def test_reflection_ids_from_config_tokenizer_or_nowhere(
-    tmp_path: Path, reflection: str, begins: bool
-) -> None:
+def test_reflection_ids_from_config_tokenizer_or_nowhere(tmp_path: Path, reflection: str, begins: bool) -> None:
     found = Checkpoint.open(make_checkpoint(tmp_path / "c", reflection=reflection, layers=1))
     assert (found.reflection is not None) == begins
     if found.reflection:
@@ -85,8 +100,7 @@ def test_reflection_ids_from_config_tokenizer_or_nowhere(
 
 def test_head_kinds(tmp_path: Path) -> None:
     kinds = {
-        name: Checkpoint.open(checkpoint(tmp_path, name)).reflection
-        for name in ("small", "linear-head", "mlp-head")
+        name: Checkpoint.open(checkpoint(tmp_path, name)).reflection for name in ("small", "linear-head", "mlp-head")
     }
     assert [kind and (kind.head, kind.head_width, kind.head_bias) for kind in kinds.values()] == [
         ("identity", 0, False),
