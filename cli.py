@@ -1,7 +1,7 @@
 """The command line: `reflectrt export | ask | verify | inspect`.
 
-Results go to stdout (`--json`: one JSON object and nothing else), progress and warnings to stderr. Exit status 0 is success,
-2 wrong usage, 1 anything else, with one line `error: what, and what to do`.
+Results go to stdout (`--json`: one JSON object and nothing else), progress and warnings to stderr. Exit status 0 is
+success, 2 wrong usage, 1 anything else, with one line `error: what, and what to do`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Profiling, references, rivals and benchmark tasks. May import everything."""

@@ -67,7 +67,7 @@ def add(commands: Any) -> None:
     add(
         "--true-seconds",
         action="store_true",
-        help="time positions from the real distance of frames (default: one second a pair, as the checkpoints were evaluated)",
+        help="time positions from the frames' real distance (default: one second a pair, as the authors do)",
     )
     add(
         "--strict",

@@ -19,24 +19,29 @@ def _figure(value: float) -> str:
 
 def describe(manifest: Manifest, sha256: str) -> list[str]:
     """What a bundle holds, a line a fact."""
-    model, reflection = manifest.model, manifest.reflection
+    model, source, video, image = manifest.model, manifest.source, manifest.video, manifest.image
+    pixels_per_token = (model.patch * model.merge) ** 2 * model.temporal_patch
     size = sum(entry.size for entry in manifest.files.values())
-    steps = (
-        f"{reflection.image_steps} for images, {reflection.video_steps} for video"
-        if reflection
-        else "none: a plain Qwen2.5-VL"
-    )
+    library = ", ".join(f"{name} {version} or newer" for name, version in manifest.engine.items())
     lines = {
-        "checkpoint": f"{manifest.source.name} ({manifest.source.dtype}, {manifest.source.fingerprint[:12]})",
-        "runs on": f"{manifest.target}, {manifest.precision}, "
-        + ", ".join(f"{k} {v} or newer" for k, v in manifest.engine.items()),
-        "decoder": f"{model.layers} layers, hidden {model.hidden}, {model.kv_heads} KV heads of {model.head_dim}, vocabulary {model.vocab}",
+        "checkpoint": f"{source.name} ({source.dtype}, {source.fingerprint[:12]})",
+        "runs on": f"{manifest.target}, {manifest.precision}, {library}",
+        "decoder": f"{model.layers} layers of {model.hidden}, {model.kv_heads} KV heads of {model.head_dim}",
+        "vocabulary": f"{model.vocab} rows",
         "context": f"{model.max_context} tokens",
-        "reflection": steps,
-        "video": f"{manifest.video.fps:g} frames/s, {manifest.video.max_frames} at most, {manifest.video.total_pixels // 784} tokens of 28 x 28 px x 2 frames",
-        "images": f"{manifest.image.min_pixels} to {manifest.image.max_pixels} px",
+        "reflection": _reflection(manifest),
+        "video": f"{video.fps:g} frames/s, at most {video.max_frames} frames or "
+        f"{video.total_pixels * model.temporal_patch // pixels_per_token} visual tokens",
+        "images": f"{image.min_pixels} to {image.max_pixels} px",
         "verified": verification_line(manifest.verification),
         "size": f"{size / 1e6:.1f} MB in {len(manifest.files)} files",
         "sha256": sha256,
     }
     return [f"{name:11} {text}" for name, text in lines.items()]
+
+
+def _reflection(manifest: Manifest) -> str:
+    reflection = manifest.reflection
+    if reflection is None:
+        return "none: a plain Qwen2.5-VL"
+    return f"{reflection.image_steps} steps for images, {reflection.video_steps} for video, {reflection.head} head"

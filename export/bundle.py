@@ -13,7 +13,8 @@ from typing import Protocol
 import onnx_ir as ir
 import torch
 
-from ..runtime import contract, manifest as manifests
+from ..runtime import contract
+from ..runtime import manifest as manifests
 from ..runtime.bundle import TOKENIZER
 from ..runtime.contract import Signature
 from ..runtime.errors import ExportError
@@ -130,7 +131,9 @@ def _checked(check: Check, folder: Path) -> Verification:
     verification = check(folder)
     if not verification.passed:
         figures = ", ".join(f"{name} {value:.3g}" for name, value in verification.figures.items())
-        raise ExportError(f"the exported graphs do not agree with PyTorch ({figures}); nothing was written, please report this")
+        raise ExportError(
+            f"the exported graphs do not agree with PyTorch ({figures}); nothing was written, please report this"
+        )
     return verification
 
 
@@ -194,9 +197,7 @@ def _bundle_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     return sum(prod(ref.shape) for ref in checkpoint.tensors.values()) * dtype.itemsize
 
 
-def _manifest(
-    checkpoint: Checkpoint, plan: ExportPlan, graphs: dict[str, GraphEntry], folder: Path
-) -> Manifest:
+def _manifest(checkpoint: Checkpoint, plan: ExportPlan, graphs: dict[str, GraphEntry], folder: Path) -> Manifest:
     target = TARGETS[plan.target]
     (folder / TOKENIZER).write_bytes((checkpoint.path / TOKENIZER).read_bytes())
     return Manifest(
@@ -247,9 +248,7 @@ def _reflection(checkpoint: Checkpoint) -> Reflection | None:
     facts = checkpoint.reflection
     if facts is None:
         return None
-    return Reflection(
-        facts.begin_id, facts.step_id, facts.end_id, facts.head, STEPS["image"], STEPS["video"]
-    )
+    return Reflection(facts.begin_id, facts.step_id, facts.end_id, facts.head, STEPS["image"], STEPS["video"])
 
 
 def _tools() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What each graph is traced with: Optimum exporter configurations, one per graph, over `runtime/contract.py`.
 
-Optimum's `ExporterConfig` is the field's way to describe an export: named inputs with their free axes, dummy inputs made
-from a normalized configuration, and the tolerance that validation holds the result to.
+Optimum's `ExporterConfig` is the field's way to describe an export: named inputs with their free axes, dummy inputs
+made from a normalized configuration, and the tolerance that validation holds the result to.
 """
 
 from __future__ import annotations
@@ -41,10 +41,8 @@ class GraphInputs(DummyInputGenerator):  # type: ignore[misc]  # optimum is unty
         """Whether the signature names this input."""
         return input_name in self.ports
 
-    def generate(
-        self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
-    ) -> torch.Tensor:
-        """A tensor of the input's type with `TRACE_SIZES` for its free axes."""
+    def generate(self, input_name: str, *_: Any, **__: Any) -> torch.Tensor:
+        """A tensor of the input's type with `TRACE_SIZES` for its free axes; the contract fixes the types."""
         port = self.ports[input_name]
         shape = [TRACE_SIZES[axis] if isinstance(axis, str) else axis for axis in port.axes]
         dtype = self.dtype if port.dtype == contract.FLOAT else getattr(torch, port.dtype)
@@ -76,6 +74,4 @@ class GraphConfig(ExporterConfig):  # type: ignore[misc]  # optimum is untyped
 
 def free_axes(ports: tuple[contract.Port, ...]) -> dict[str, dict[int, str]]:
     """`{input: {axis position: axis name}}`, the form that Optimum and torch.onnx take."""
-    return {
-        port.name: {i: axis for i, axis in enumerate(port.axes) if isinstance(axis, str)} for port in ports
-    }
+    return {port.name: {i: axis for i, axis in enumerate(port.axes) if isinstance(axis, str)} for port in ports}

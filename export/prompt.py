@@ -40,5 +40,7 @@ def prompt_tokens(tokens: TokenFacts, tokenizer: Tokenizer) -> PromptTokens:
 def _letter(whole: tuple[int, ...], prefix: tuple[int, ...], letter: str) -> int:
     """The token of a letter as it follows the prefix."""
     if whole[: len(prefix)] != prefix or len(whole) == len(prefix):
-        raise ExportError(f'the tokenizer joins "{ANSWER_PREFIX}" and " {letter}" into one token; multiple choice cannot be scored')
+        raise ExportError(
+            f'the tokenizer joins "{ANSWER_PREFIX}" and " {letter}" into one token; multiple choice cannot be scored'
+        )
     return whole[len(prefix)]

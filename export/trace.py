@@ -84,9 +84,9 @@ def _mark_transposed(model: ir.Model, module: nn.Module) -> None:
 
 def _name_initializers(model: ir.Model, prefix: str) -> None:
     """From a module's parameter names to the checkpoint's tensor names."""
-    for value in list(model.graph.initializers.values()):
-        del model.graph.initializers[value.name]
-        value.name = prefix + value.name
+    for name, value in list(model.graph.initializers.items()):
+        del model.graph.initializers[name]
+        value.name = prefix + name
         model.graph.initializers[value.name] = value
 
 

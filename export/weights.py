@@ -79,18 +79,22 @@ def share_weight(model: ir.Model, name: str, stored: StoredTensor, folder: Path)
     if tensor is None:
         raise KeyError(f"{name} has neither shape nor type")
     value.const_value = ir.ExternalTensor(
-        stored.file, stored.offset, stored.length, tensor.dtype, shape=tensor.shape, name=name, base_dir=folder
+        stored.file,
+        stored.offset,
+        stored.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=name,
+        base_dir=folder,
     )
 
 
-def _lazy(
-    checkpoint: Checkpoint, source: str, value: ir.Value, transposed: bool, dtype: torch.dtype
-) -> ir.LazyTensor:
+def _lazy(checkpoint: Checkpoint, source: str, value: ir.Value, transposed: bool, dtype: torch.dtype) -> ir.LazyTensor:
     def load() -> ir.TensorProtocol:
         tensor = _lay_out(checkpoint.read(source), transposed).to(dtype)
         return ir.tensor(tensor.contiguous(), name=value.name)
 
-    shape = ir.Shape([int(size) for size in value.shape or ()])
+    shape = ir.Shape(value.shape.numpy() if value.shape else ())
     return ir.LazyTensor(load, dtype=_ir_dtype(dtype), shape=shape, name=value.name)
 
 

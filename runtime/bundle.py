@@ -59,7 +59,9 @@ def _read_manifest(folder: Path) -> str:
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a folder; make a bundle with `reflectrt export CHECKPOINT {folder}`")
     if not file.is_file():
-        raise BundleError(f"{folder} has no {manifests.FILE_NAME}: not a bundle, or a copy cut short; copy or export it again")
+        raise BundleError(
+            f"{folder} has no {manifests.FILE_NAME}: not a bundle, or a copy cut short; copy or export it again"
+        )
     if file.stat().st_size > manifests.MAX_BYTES:
         raise BundleError(f"{file} is larger than {manifests.MAX_BYTES >> 20} MB; export the bundle again")
     try:

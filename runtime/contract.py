@@ -95,9 +95,7 @@ def signatures(sizes: Sizes) -> dict[str, Signature]:
             ),
             (Port("embeddings", ("grids", "visual_tokens", sizes.hidden), FLOAT),),
         ),
-        EMBED: Signature(
-            (Port("token_ids", (1, "tokens"), "int64"),), (Port("embeddings", tokens, FLOAT),)
-        ),
+        EMBED: Signature((Port("token_ids", (1, "tokens"), "int64"),), (Port("embeddings", tokens, FLOAT),)),
         DECODER: Signature(
             (
                 Port("embeddings", tokens, FLOAT),
@@ -110,9 +108,7 @@ def signatures(sizes: Sizes) -> dict[str, Signature]:
                 *(Port(cache_output(name), cache, FLOAT) for name in caches),
             ),
         ),
-        REFLECT: Signature(
-            (Port("hidden_post_norm", tokens, FLOAT),), (Port("embeddings", tokens, FLOAT),)
-        ),
+        REFLECT: Signature((Port("hidden_post_norm", tokens, FLOAT),), (Port("embeddings", tokens, FLOAT),)),
         HEAD: Signature(
             (Port("hidden_post_norm", tokens, FLOAT),),
             (Port("logits", (1, "tokens", sizes.vocab), FLOAT),),

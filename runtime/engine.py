@@ -6,11 +6,12 @@ One file per library implements this: `runtime/onnxruntime.py`. Nothing else in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-Array = np.ndarray
+Array = NDArray[Any]
 
 
 class Buffer(Protocol):
@@ -35,7 +36,7 @@ class Engine(Protocol):
     """A device with the bundle's graphs loaded."""
 
     device: str
-    activation: np.dtype
+    activation: np.dtype[Any]
     """Element type of every "float" port."""
 
     def graph(self, name: str) -> Graph:

@@ -45,9 +45,7 @@ class ModelFacts:
     def sizes(self) -> Sizes:
         """The sizes that fix the graphs' signatures."""
         patch_values = self.channels * self.temporal_patch * self.patch**2
-        return Sizes(
-            self.hidden, self.layers, self.kv_heads, self.head_dim, self.vocab, patch_values, self.window**2
-        )
+        return Sizes(self.hidden, self.layers, self.kv_heads, self.head_dim, self.vocab, patch_values, self.window**2)
 
 
 @dataclass(frozen=True)
@@ -256,9 +254,7 @@ def _items(args: tuple[Any, ...], data: list[Any], where: str) -> tuple[Any, ...
     hints = [args[0]] * len(data) if args[-1] is Ellipsis else list(args)
     if len(hints) != len(data):
         raise BundleError(f"{where} has {len(data)} items, not {len(hints)}; export the bundle again")
-    return tuple(
-        _value(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(zip(hints, data, strict=True))
-    )
+    return tuple(_value(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(zip(hints, data, strict=True)))
 
 
 def _short(data: object) -> str:

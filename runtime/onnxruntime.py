@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from .bundle import Bundle
 from .contract import FLOAT, Signature
-from .engine import Array
+from .engine import Array, Buffer
 from .errors import BundleError, CompatibilityError, ReflectRTError, ResourceError
 from .manifest import GraphEntry
 from .memory import available_bytes
@@ -36,6 +36,12 @@ class HostBuffer:
         return HostBuffer(self.array.reshape(-1)[offset : offset + prod(shape)].reshape(shape))
 
 
+def _array(buffer: Buffer) -> Array:
+    if not isinstance(buffer, HostBuffer):
+        raise TypeError(f"a {type(buffer).__name__} is not this engine's")
+    return buffer.array
+
+
 class OrtGraph:
     """One session with its binding."""
 
@@ -43,14 +49,14 @@ class OrtGraph:
         self._session, self._name = session, name
         self._binding = session.io_binding()
 
-    def run(self, inputs: Mapping[str, HostBuffer], outputs: Mapping[str, HostBuffer]) -> None:
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """Run from bound inputs into bound outputs."""
         bind = self._binding
         for name, buffer in inputs.items():
-            array = buffer.array
+            array = _array(buffer)
             bind.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, buffer in outputs.items():
-            array = buffer.array
+            array = _array(buffer)
             bind.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         try:
             self._session.run_with_iobinding(bind)
@@ -73,8 +79,7 @@ class OrtCpuEngine:
         self.activation = np.dtype(manifest.activation)
         options = _options(threads or len(os.sched_getaffinity(0)))
         self._graphs = {
-            name: OrtGraph(_open(bundle, name, entry, options), name)
-            for name, entry in manifest.graphs.items()
+            name: OrtGraph(_open(bundle, name, entry, options), name) for name, entry in manifest.graphs.items()
         }
 
     def graph(self, name: str) -> OrtGraph:
@@ -95,14 +100,14 @@ class OrtCpuEngine:
         """The array as it lies in host memory."""
         return HostBuffer(np.ascontiguousarray(array))
 
-    def download(self, buffer: HostBuffer) -> Array:
+    def download(self, buffer: Buffer) -> Array:
         """The buffer as an array; floats as float32."""
-        array = buffer.array
+        array = _array(buffer)
         return array.astype(np.float32) if array.dtype.kind == "f" else array.copy()
 
-    def copy(self, source: HostBuffer, target: HostBuffer) -> None:
+    def copy(self, source: Buffer, target: Buffer) -> None:
         """Copy a [1, H, R, d] buffer over the first R rows of a [1, H, C, d] one."""
-        target.array[:, :, : source.shape[2]] = source.array
+        _array(target)[:, :, : source.shape[2]] = _array(source)
 
     def free_bytes(self) -> int:
         """Memory that this process may still take."""
@@ -120,9 +125,7 @@ def _options(threads: int) -> ort.SessionOptions:
 
 def _open(bundle: Bundle, name: str, entry: GraphEntry, options: ort.SessionOptions) -> ort.InferenceSession:
     try:
-        session = ort.InferenceSession(
-            str(bundle.file(entry.file)), options, providers=["CPUExecutionProvider"]
-        )
+        session = ort.InferenceSession(str(bundle.file(entry.file)), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exception types are not public
         raise BundleError(
             f"ONNX Runtime {ort.__version__} cannot load {entry.file}: {_first_line(error)}; export the bundle again"
@@ -136,8 +139,7 @@ def _check_ports(session: ort.InferenceSession, name: str, wanted: Signature, ac
     for found, ports in ((session.get_inputs(), wanted.inputs), (session.get_outputs(), wanted.outputs)):
         actual = {node.name: (node.type, len(node.shape)) for node in found}
         expected = {
-            port.name: (_ort_type(activation if port.dtype == FLOAT else port.dtype), len(port.axes))
-            for port in ports
+            port.name: (_ort_type(activation if port.dtype == FLOAT else port.dtype), len(port.axes)) for port in ports
         }
         if actual != expected:
             odd = sorted({*actual.items()} ^ {*expected.items()})[0][0]

@@ -185,7 +185,12 @@ class Session:
         )
 
     def _write(
-        self, asked: Question, ids: list[int], how: AskOptions, clock: Clock, on_text: Callable[[str], None] | None
+        self,
+        asked: Question,
+        ids: list[int],
+        how: AskOptions,
+        clock: Clock,
+        on_text: Callable[[str], None] | None,
     ) -> Answer:
         plan = self._plan(how, multiple_choice=False)
         tokens: list[Token] = []
@@ -231,15 +236,13 @@ class Session:
         around = len(prompt.visual_open) + len(prompt.visual_close)
         return len(prompt.opening) + sum(item.visual_tokens + around for item in media)
 
-    def _prefill(
-        self, media: Sequence[Media], progress: Callable[[int, int], None] | None
-    ) -> tuple[MediaReport, ...]:
+    def _prefill(self, media: Sequence[Media], progress: Callable[[int, int], None] | None) -> tuple[MediaReport, ...]:
         """Feed everything that does not depend on the question."""
         prompt, stream = self._model.manifest.prompt, self._stream
         total = sum(item.visual_tokens for item in media)
         with self._clock.stage("prefill"):
             stream.feed_tokens(prompt.opening)
-        reports = []
+        reports: list[MediaReport] = []
         for item in media:
             stream.feed_tokens(prompt.visual_open)
             for done in self._feed_media(item):
@@ -349,7 +352,9 @@ def _cure(manifest: Manifest, media: Sequence[Media], room: int) -> str:
         return f"pass --max-pixels {pixels} or export with a larger --max-context"
     per_grid = media[0].visual_tokens // media[0].grid[0]
     frames = room // per_grid * manifest.model.temporal_patch
-    return f"pass --max-frames {frames} --max-pixels {per_grid * pixels_per_token} or export with a larger --max-context"
+    return (
+        f"pass --max-frames {frames} --max-pixels {per_grid * pixels_per_token} or export with a larger --max-context"
+    )
 
 
 def _report(item: Media) -> MediaReport:

@@ -58,9 +58,7 @@ def vision_layout(height: int, width: int, merge: int, window: int) -> VisionLay
 
 def _merge_order(height: int, width: int, merge: int) -> tuple[Array, Array]:
     """Row and column of each patch, int64 [N]: merge groups in raster order, raster order inside each."""
-    rows, columns = np.meshgrid(
-        np.arange(height, dtype=np.int64), np.arange(width, dtype=np.int64), indexing="ij"
-    )
+    rows, columns = np.meshgrid(np.arange(height, dtype=np.int64), np.arange(width, dtype=np.int64), indexing="ij")
 
     def ordered(axis: Array) -> Array:
         grouped = axis.reshape(height // merge, merge, width // merge, merge)

@@ -24,7 +24,7 @@ Cache = tuple[Tensor, Tensor]
 
 
 class Step:
-    """What all layers of one run share: rotation angles [1, T, head_dim/2], mask [T, capacity], cache rows filled [1]."""
+    """What all layers of one run share: angles [1, T, head_dim/2], mask [T, capacity], cache rows filled [1]."""
 
     def __init__(self, cos: Tensor, sin: Tensor, mask: Tensor, past_length: Tensor) -> None:
         self.cos, self.sin, self.mask, self.past_length = cos, sin, mask, past_length
@@ -72,6 +72,8 @@ class Decoder(nn.Module):
     """Qwen2.5-VL's language model without embedding and head; see `runtime/contract.py` for inputs and outputs."""
 
     prefix = "model.language_model."
+    inv_freq: Tensor
+    mrope_axes: Tensor
 
     def __init__(self, facts: TextFacts) -> None:
         super().__init__()

@@ -22,9 +22,7 @@ class VocabularyLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         shape = (rows.shape[0], self.weight.shape[0])
-        return ops.symbolic(
-            "Gemm", (rows, self.weight), {"transB": 1}, dtype=rows.dtype, shape=shape, version=13
-        )
+        return ops.symbolic("Gemm", (rows, self.weight), {"transB": 1}, dtype=rows.dtype, shape=shape, version=13)
 
 
 class Head(nn.Module):

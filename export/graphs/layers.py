@@ -7,13 +7,16 @@ traced on fake tensors: no weight is in memory until the bundle is written.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.onnx import ops
 
-Array = np.ndarray
+Array = NDArray[Any]
+Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
 
 
 class Linear(nn.Module):
@@ -41,10 +44,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        attributes = {"axis": -1, "epsilon": self.eps, "stash_type": 1}
-        return ops.symbolic(
-            "RMSNormalization", (x, self.weight), attributes, dtype=x.dtype, shape=x.shape, version=23
-        )
+        attributes: Attributes = {"axis": -1, "epsilon": self.eps, "stash_type": 1}
+        return ops.symbolic("RMSNormalization", (x, self.weight), attributes, dtype=x.dtype, shape=x.shape, version=23)
 
 
 class SwiGLU(nn.Module):
@@ -65,15 +66,20 @@ class SwiGLU(nn.Module):
 def split_last(x: Tensor, parts: int) -> Sequence[Tensor]:
     """Equal parts of the last axis (ONNX `Split`; the tracer writes `chunk` as a sequence, which engines refuse)."""
     shape = (*x.shape[:-1], x.shape[-1] // parts)
-    attributes = {"axis": -1, "num_outputs": parts}
+    attributes: Attributes = {"axis": -1, "num_outputs": parts}
     return ops.symbolic_multi_out(
         "Split", (x,), attributes, dtypes=[x.dtype] * parts, shapes=[shape] * parts, version=18
     )
 
 
+def unflatten(x: Tensor, axis: int, sizes: tuple[int, int]) -> Tensor:
+    """Split one axis into two; a size of -1 follows from the other."""
+    return torch.unflatten(x, axis, sizes)
+
+
 def split_heads(x: Tensor, heads: int, head_dim: int) -> Tensor:
     """[B, T, heads * head_dim] -> [B, heads, T, head_dim]."""
-    return x.unflatten(-1, (heads, head_dim)).transpose(1, 2)
+    return unflatten(x, -1, (heads, head_dim)).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:
@@ -93,7 +99,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 
 def scatter_into_cache(cache: Tensor, update: Tensor, past_length: Tensor) -> Tensor:
     """The cache [1, H, capacity, head_dim] with `update` [1, H, T, head_dim] written from row `past_length` [1] on."""
-    attributes = {"axis": 2, "mode": "linear"}
+    attributes: Attributes = {"axis": 2, "mode": "linear"}
     return ops.symbolic(
         "TensorScatter",
         (cache, update, past_length),
@@ -105,6 +111,6 @@ def scatter_into_cache(cache: Tensor, update: Tensor, past_length: Tensor) -> Te
 
 
 def inverse_frequencies(size: int, theta: float) -> Array:
-    """`theta ** (-2 i / size)` for i in [0, size/2): the rotary frequencies, float32 [size / 2] (RoFormer, section 3.2.2)."""
+    """`theta ** (-2 i / size)` for i in [0, size/2): the rotary frequencies, float32 [size / 2] (RoFormer, 3.2.2)."""
     exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     return (1.0 / np.float32(theta) ** exponents).astype(np.float32)

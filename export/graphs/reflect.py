@@ -26,9 +26,7 @@ class Reflect(nn.Module):
             self.reflection_head = Linear(hidden, hidden, bias)
         else:
             # Indices as in the checkpoint, where 1 is the GELU between them.
-            self.reflection_head = nn.ModuleDict(
-                {"0": Linear(hidden, inner, bias), "2": Linear(inner, hidden, bias)}
-            )
+            self.reflection_head = nn.ModuleDict({"0": Linear(hidden, inner, bias), "2": Linear(inner, hidden, bias)})
 
     def constants(self) -> dict[str, Array]:
         """No buffers."""

@@ -25,6 +25,7 @@ from .layers import (
     rotary,
     split_heads,
     split_last,
+    unflatten,
 )
 
 
@@ -50,9 +51,7 @@ class VisionAttention(nn.Module):
         self.proj = Linear(facts.hidden, facts.hidden, bias=True)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, windows: Windows | None) -> Tensor:
-        query, key, value = (
-            split_heads(part, self.heads, self.head_dim) for part in split_last(self.qkv(x), 3)
-        )
+        query, key, value = (split_heads(part, self.heads, self.head_dim) for part in split_last(self.qkv(x), 3))
         query, key = rotary(query, cos, sin), rotary(key, cos, sin)
         if windows is None:
             return self.proj(join_heads(attention(query, key, value)))  # type: ignore[no-any-return]
@@ -62,13 +61,13 @@ class VisionAttention(nn.Module):
         """[G, H, N, head_dim] each -> [G, N, H * head_dim], attending inside windows only."""
         query, key, value = (self.into_windows(x, windows) for x in (query, key, value))
         out = attention(query, key, value, windows.mask)
-        out = join_heads(out).unflatten(0, (-1, windows.index.shape[0] // windows.size)).flatten(1, 2)
+        out = unflatten(join_heads(out), 0, (-1, windows.index.shape[0] // windows.size)).flatten(1, 2)
         return out.index_select(1, windows.slots)
 
     def into_windows(self, x: Tensor, windows: Windows) -> Tensor:
         """[G, H, N, head_dim] -> [G * W, H, S, head_dim]."""
         x = x.transpose(1, 2).index_select(1, windows.index)
-        return x.unflatten(1, (-1, windows.size)).flatten(0, 1).transpose(1, 2)
+        return unflatten(x, 1, (-1, windows.size)).flatten(0, 1).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -112,12 +111,16 @@ class Merger(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.ln_q(x).unflatten(1, (-1, self.group)).flatten(2)
+        x = unflatten(self.ln_q(x), 1, (-1, self.group)).flatten(2)
         return self.mlp["2"](functional.gelu(self.mlp["0"](x)))  # type: ignore[no-any-return]
 
 
 class Vision(nn.Module):
     """Qwen2.5-VL's vision encoder and merger; see `runtime/contract.py` for inputs and outputs."""
+
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+    inv_freq: Tensor
 
     prefix = "model.visual."
 
@@ -125,21 +128,17 @@ class Vision(nn.Module):
         super().__init__()
         self.facts = facts
         self.patch_embed = PatchEmbed(facts)
-        self.blocks = nn.ModuleList(
-            Block(facts, index in facts.full_attention_blocks) for index in range(facts.depth)
-        )
+        self.blocks = nn.ModuleList(Block(facts, index in facts.full_attention_blocks) for index in range(facts.depth))
         self.merger = Merger(facts)
         self.register_buffer("pixel_scale", torch.empty(facts.patch_values), persistent=False)
         self.register_buffer("pixel_shift", torch.empty(facts.patch_values), persistent=False)
-        self.register_buffer(
-            "inv_freq", torch.empty(facts.hidden // facts.heads // 4), persistent=False
-        )
+        self.register_buffer("inv_freq", torch.empty(facts.hidden // facts.heads // 4), persistent=False)
 
     def constants(self) -> dict[str, Array]:
         """Values of the buffers: pixel normalisation `x * scale + shift`, and rotary frequencies of one axis."""
         facts = self.facts
         per_channel = facts.patch_values // facts.in_channels  # patch values are channel-major
-        std, mean = (np.repeat(np.float64(v), per_channel) for v in (facts.image_std, facts.image_mean))
+        std, mean = (np.repeat(np.array(v), per_channel) for v in (facts.image_std, facts.image_mean))
         half = facts.hidden // facts.heads // 2
         return {
             "pixel_scale": (1.0 / (255.0 * std)).astype(np.float32),
@@ -147,9 +146,7 @@ class Vision(nn.Module):
             "inv_freq": inverse_frequencies(half, 10_000.0),  # axial base of Qwen2.5-VL's code
         }
 
-    def forward(
-        self, patches: Tensor, patch_positions: Tensor, windows: Tensor, window_slots: Tensor
-    ) -> Tensor:
+    def forward(self, patches: Tensor, patch_positions: Tensor, windows: Tensor, window_slots: Tensor) -> Tensor:
         pixels = patches.to(torch.float32) * self.pixel_scale + self.pixel_shift
         x = self.patch_embed(pixels.to(self.patch_embed.proj.weight.dtype))
         angles = (patch_positions.unsqueeze(-1).to(torch.float32) * self.inv_freq).flatten(1)

@@ -8,7 +8,7 @@ Measured with ONNX Runtime 1.32: its TensorScatter copies the cache, and its Att
 once (533 MB for 2 heads over 8,192 patches; MultiHeadAttention 18 MB).
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call"
 # Patterns are values of onnxscript's tape, which has no types.
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ def _heads(op, x, shape):
 class CachedAttention(pattern.RewriteRuleClassBase):
     """What `SelfAttention` in `export/graphs/decoder.py` traces to, between its projections."""
 
-    def pattern(
-        self, op, query, key, value, cos, sin, key_cache, value_cache, past, mask, q_shape, kv_shape, shape
-    ):
+    def pattern(self, op, query, key, value, cos, sin, key_cache, value_cache, past, mask, q_shape, kv_shape, shape):
         turned_query = op.RotaryEmbedding(_heads(op, query, q_shape), cos, sin, _outputs=["turned_query"])
         turned_key = op.RotaryEmbedding(_heads(op, key, kv_shape), cos, sin)
         keys = op.TensorScatter(key_cache, turned_key, past, axis=2, mode="linear")
@@ -68,7 +66,7 @@ class CachedAttention(pattern.RewriteRuleClassBase):
 
 
 def _lengths(op, query, past):
-    """GroupQueryAttention's lengths: index of the last row [1] and number of rows [], int32; its mask follows from them."""
+    """GroupQueryAttention's lengths, which imply its mask: index of the last row [1], number of rows [], int32."""
     total = op.Add(past, op.Shape(query, start=1, end=2))
     one, no_axes = ir.tensor([1], dtype=ir.DataType.INT64), ir.tensor([], dtype=ir.DataType.INT64)
     last = op.Sub(total, op.Constant(value=one))

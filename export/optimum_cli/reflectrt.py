@@ -22,15 +22,16 @@ class VisReflectExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # o
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """The options of `reflectrt export`."""
-        from reflectrt.cli import add_export_arguments
+        from reflectrt.commands.export import add_arguments
 
-        add_export_arguments(parser)
+        add_arguments(parser)
 
     def run(self) -> None:
         """Export; errors end the process as they do in `reflectrt export`."""
-        from reflectrt.cli import run_export, run_guarded
+        from reflectrt.cli import run_guarded
+        from reflectrt.commands import export
 
-        raise SystemExit(run_guarded(lambda: run_export(self.args)))
+        raise SystemExit(run_guarded(lambda: export.run(self.args)))
 
 
 REGISTER_COMMANDS = [(VisReflectExportCommand, ExportCommand)]
