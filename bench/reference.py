@@ -254,9 +254,7 @@ def _reflection_head(checkpoint: Checkpoint) -> nn.Module:
         return nn.Identity()
     if reflection.head == "linear":
         return _linear(checkpoint, "reflection_head")
-    return nn.Sequential(
-        _linear(checkpoint, "reflection_head.0"), nn.GELU(), _linear(checkpoint, "reflection_head.2")
-    )
+    return nn.Sequential(_linear(checkpoint, "reflection_head.0"), nn.GELU(), _linear(checkpoint, "reflection_head.2"))
 
 
 def _linear(checkpoint: Checkpoint, name: str) -> nn.Linear:

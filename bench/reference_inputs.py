@@ -44,9 +44,7 @@ def user_text(question: str, options: Sequence[str], video: bool) -> str:
     """The user's words after the media, as the authors' evaluations of images and of videos put them."""
     if not options:
         return question
-    lines = "\n".join(
-        f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options, strict=False)
-    )
+    lines = "\n".join(f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, options, strict=False))
     if video:
         return f"{question}\n{lines}\nAnswer with the option's letter from the given choices directly."
     return f"{question}\nOptions:\n{lines}\nOutput the letter of the correct answer only."

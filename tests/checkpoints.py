@@ -10,9 +10,7 @@ SHAPES = {
     "small": RandomShape(heads=3, kv_heads=1, layers=2, seed=7),
     "equal-heads": RandomShape(heads=4, kv_heads=4, layers=2, hidden=128, shards=2, seed=2),
     "grouped-3-tied": RandomShape(heads=6, kv_heads=2, layers=3, tied=True, legacy_names=True, seed=2),
-    "grouped-7": RandomShape(
-        heads=7, kv_heads=1, layers=1, hidden=448, reflection="tokenizer", shards=3, seed=18
-    ),
+    "grouped-7": RandomShape(heads=7, kv_heads=1, layers=1, hidden=448, reflection="tokenizer", shards=3, seed=18),
     # The head size of the published checkpoints, which fused attention operators are tuned for.
     "wide-head": RandomShape(heads=2, kv_heads=1, layers=3, hidden=256, legacy_names=True, shards=2, seed=4),
     "linear-head": RandomShape(heads=3, kv_heads=3, layers=2, head="linear", vision_depth=5, seed=0),
