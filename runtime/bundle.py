@@ -75,7 +75,7 @@ def _check_names(manifest: Manifest) -> None:
     named = [graph.file for graph in manifest.graphs.values()]
     for name in (*manifest.files, *named):
         parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in name or not parts.parts:
+        if parts.is_absolute() or ".." in parts.parts or "\\" in name or not parts.parts or not name.isprintable():
             raise BundleError(f"manifest names the file {name!r} outside the bundle; do not use this bundle")
     for name in (TOKENIZER, *named):
         if name not in manifest.files:
@@ -104,8 +104,13 @@ def _check_files(folder: Path, entries: dict[str, FileEntry], progress: Progress
 def _stat_regular(folder: Path, name: str, entry: FileEntry) -> os.stat_result:
     try:
         found = (folder / name).lstat()
+        parent = (folder / name).parent.resolve()
     except FileNotFoundError:
         raise BundleError(f"{folder / name} is missing; copy or export the bundle again") from None
+    except OSError as error:  # a name too long, or below a file
+        raise BundleError(f"{folder / name[:80]} cannot be read ({error.strerror}); export the bundle again") from None
+    if not parent.is_relative_to(folder.resolve()):
+        raise BundleError(f"manifest names the file {name!r} outside the bundle; do not use this bundle")
     if not stat.S_ISREG(found.st_mode):
         raise BundleError(f"{folder / name} is not a regular file; copy or export the bundle again")
     if found.st_size != entry.size:
@@ -135,6 +140,13 @@ def _sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
+def _cache_folder() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    except RuntimeError:  # a user without a home: nothing can be kept
+        return Path(os.devnull)
+
+
 class _Stamp:
     """Which files of a bundle were found whole: name -> (sha256, size, times, inode). Lost stamps cost a re-hash."""
 
@@ -143,9 +155,8 @@ class _Stamp:
 
     @classmethod
     def load(cls, folder: Path) -> _Stamp:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-        key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-        file = cache / "reflectrt" / f"{key}.json"
+        key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+        file = _cache_folder() / "reflectrt" / f"{key}.json"
         try:
             return cls(file, dict(json.loads(file.read_text())))
         except (OSError, ValueError, TypeError):  # no stamp yet, or not one of ours: hash everything

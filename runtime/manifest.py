@@ -19,6 +19,8 @@ FORMAT = "reflectrt-bundle"
 FORMAT_MAJOR, FORMAT_MINOR = 1, 0
 FILE_NAME = "manifest.json"
 MAX_BYTES = 16 * 2**20
+MAX_SIZE, MAX_LAYERS = 2**31, 1000
+"""Bounds on a model's sizes, beyond any model there is: they keep a forged manifest from asking for endless work."""
 
 T = TypeVar("T")
 
@@ -182,7 +184,28 @@ def parse(text: str) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError(f'{FILE_NAME} does not say "format": "{FORMAT}"; this is not a ReflectRT bundle')
     _check_version(data.get("version"))
-    return _build(Manifest, data, "manifest")
+    manifest = _build(Manifest, data, "manifest")
+    _check_sizes(manifest.model)
+    _check_ids(manifest)
+    return manifest
+
+
+def _check_sizes(model: ModelFacts) -> None:
+    """Numbers that the runtime divides by and allocates from are in reason."""
+    for name, value in asdict(model).items():
+        if not 0 < value <= (MAX_LAYERS if name == "layers" else MAX_SIZE):
+            raise BundleError(f"manifest.model.{name} is {_short(value)}, which cannot be; export the bundle again")
+
+
+def _check_ids(manifest: Manifest) -> None:
+    """Every token id is in the vocabulary, and no part of the prompt is empty."""
+    ids = asdict(manifest.prompt)
+    if manifest.reflection:
+        ids |= {name: getattr(manifest.reflection, name) for name in ("begin", "step", "end")}
+    for name, value in ids.items():
+        parts = value if isinstance(value, tuple) else (value,)
+        if not parts or not all(0 <= part < manifest.model.vocab for part in parts):
+            raise BundleError(f"manifest: {name} is {_short(value)}, no tokens of this model; export the bundle again")
 
 
 def _check_version(version: object) -> None:
@@ -232,12 +255,13 @@ def _value(hint: Any, data: Any, where: str) -> Any:
     if origin is tuple and isinstance(data, list):
         return _items(args, data, where)
     if origin is dict and isinstance(data, dict):
-        return {key: _value(args[1], item, f"{where}.{key}") for key, item in data.items()}
-    if hint is float and type(data) in (int, float):
+        return {key: _value(args[1], item, f"{where}.{_printable(key)}") for key, item in data.items()}
+    if hint is float and type(data) in (int, float) and abs(data) < 2**63:  # JSON's 1e999 is read as infinity
         return float(data)
     if isinstance(hint, type) and type(data) is hint:
         return data
-    raise BundleError(f"{where} is {_short(data)}, not {hint}; export the bundle again")
+    wanted = getattr(hint, "__name__", hint)
+    raise BundleError(f"{where} is {_short(data)}, not {wanted}; export the bundle again")
 
 
 def _either(choices: tuple[Any, ...], data: Any, where: str) -> Any:
@@ -255,6 +279,10 @@ def _items(args: tuple[Any, ...], data: list[Any], where: str) -> tuple[Any, ...
     if len(hints) != len(data):
         raise BundleError(f"{where} has {len(data)} items, not {len(hints)}; export the bundle again")
     return tuple(_value(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(zip(hints, data, strict=True)))
+
+
+def _printable(key: str) -> str:
+    return (key if key.isprintable() else ascii(key))[:80]
 
 
 def _short(data: object) -> str:
