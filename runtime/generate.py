@@ -69,11 +69,11 @@ def answer_choice(stream: Stream, question: Sequence[int], options: int, plan: P
         thoughts = list(reflect(stream, hidden, len(window)))
     with clock.stage("decode"):
         hidden = stream.feed_tokens([*closed, *prompt.answer_prefix])
+        states = [_finite(stream.engine.download(thought).reshape(-1), "reflection") for thought in thoughts]
         letters = prompt.letters[:options]
         logits = _finite(stream.logits(hidden), "head")[list(letters)]
     option = int(np.argmax(logits))
     tokens = (*opened, *window, *closed, *prompt.answer_prefix, letters[option])
-    states = [_finite(stream.engine.download(thought).reshape(-1), "reflection") for thought in thoughts]
     return Choice(option, _softmax(logits), tokens, tuple(states))
 
 

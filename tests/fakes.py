@@ -1,4 +1,4 @@
-"""A manifest of a tiny made-up model, and an engine that needs no model: what the runtime's bookkeeping is tested with."""
+"""A made-up model's manifest, and an engine that needs no model: what the runtime's bookkeeping is tested with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -147,7 +147,9 @@ class FakeGraph:
         made["embeddings"][..., 2] += 1
 
     def _head(self, given: Mapping[str, Array], made: Mapping[str, Array]) -> None:
+        made["logits"][...] = 0 * given["hidden_post_norm"].sum()  # NaN goes through
+        if np.isnan(made["logits"]).any():
+            return
         token, steps = (int(value) for value in given["hidden_post_norm"][0, 0, :2])
-        made["logits"][...] = 0
         wanted = self.engine.follow.get((token, steps), self.engine.follow.get(token, 0))
         made["logits"][0, 0, wanted] = 5

@@ -39,7 +39,7 @@ def test_an_empty_question_is_refused(text: str) -> None:
 
 def test_27_options_are_refused_and_26_are_not() -> None:
     assert Question("Which?", ("x",) * 26).prompt("video").count("\n") == 27
-    with pytest.raises(UsageError, match="27 options.*at most 26"):
+    with pytest.raises(UsageError, match=r"27 options.*at most 26"):
         Question("Which?", ("x",) * 27)
 
 

@@ -51,10 +51,16 @@ def test_large_logits_and_tiny_temperatures_stay_finite() -> None:
     assert set(draws(Sampling(1e-3), 20, logits).tolist()) == {0}
 
 
+NO_NUMBER = float("nan")
+
+
 @pytest.mark.parametrize(
     "values",
-    [{"temperature": -0.1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0.0}]
-    + [{"top_p": 1.1}, {"top_p": float("nan")}, {"seed": -1}],
+    [
+        *({"temperature": -0.1}, {"temperature": NO_NUMBER}, {"temperature": float("inf")}),
+        *({"top_p": 0.0}, {"top_p": 1.1}, {"top_p": NO_NUMBER}, {"seed": -1}),
+    ],
+    ids=str,
 )
 def test_senseless_settings_are_refused_by_name(values: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(values))} is "):
