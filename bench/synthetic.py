@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ class SyntheticMedia:
     warnings: tuple[str, ...] = ()
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Literal["image", "video"]:
         """Image or video."""
         return self.medium.kind
 

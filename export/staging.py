@@ -85,7 +85,7 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(
-            f"{folder} has {free / 1e9:.1f} GB free, the bundle needs {needed / 1e9:.1f} GB; free some or choose another disk"
+            f"{folder} has {free / 1e9:.1f} GB free, the bundle needs {needed / 1e9:.1f}; free some or take another disk"
         )
 
 

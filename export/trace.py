@@ -45,7 +45,7 @@ def trace(make_module: Callable[[], nn.Module], config: GraphConfig, name: str) 
 
 
 def _export(module: nn.Module, config: GraphConfig) -> torch.onnx.ONNXProgram:
-    args, shapes = _positional(config, config.generate_dummy_inputs()), _positional(config, config.inputs)
+    args, shapes = _positional(config.generate_dummy_inputs()), _positional(config.inputs)
     program = torch.onnx.export(
         module,
         args,
@@ -62,7 +62,7 @@ def _export(module: nn.Module, config: GraphConfig) -> torch.onnx.ONNXProgram:
     return program
 
 
-def _positional(config: GraphConfig, values: dict[str, Any]) -> tuple[Any, ...]:
+def _positional(values: dict[str, Any]) -> tuple[Any, ...]:
     """Inputs in `forward`'s order: the caches are one list there."""
     plain = [value for name, value in values.items() if "_cache." not in name]
     caches = [value for name, value in values.items() if "_cache." in name]

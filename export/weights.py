@@ -83,7 +83,7 @@ def share_weight(model: ir.Model, name: str, stored: StoredTensor, folder: Path)
         stored.offset,
         stored.length,
         tensor.dtype,
-        shape=tensor.shape,
+        shape=ir.Shape(tensor.shape.numpy()),
         name=name,
         base_dir=folder,
     )

@@ -29,7 +29,7 @@ class Graph(Protocol):
     """One graph of the bundle, ready to run."""
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        """Read every input, fill every output; an output may share its buffer with an input where the contract says so."""
+        """Read every input, fill every output; they may share a buffer where the contract says so."""
 
 
 class Engine(Protocol):

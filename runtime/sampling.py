@@ -27,6 +27,9 @@ class Sampling:
             raise UsageError(f"seed is {self.seed}; pass 0 or a positive integer")
 
 
+GREEDY = Sampling()
+
+
 class Sampler:
     """Draws token after token; the same seed draws the same tokens from the same logits."""
 

@@ -14,13 +14,13 @@ from .answer import Answer, MediaReport, letter
 from .bundle import TOKENIZER, Bundle
 from .clock import Clock
 from .engine import Array, Engine
-from .errors import LimitError, UsageError
+from .errors import LimitError, MediaError, UsageError
 from .generate import Plan, Token, answer_choice, answer_freely
 from .manifest import Manifest
 from .media import ImageBudget, Media, MediaLimits, PatchLayout, VideoBudget, open_media
 from .prefetch import prefetch
 from .prompt import MediaKind, Question
-from .sampling import Sampler, Sampling
+from .sampling import GREEDY, Sampler, Sampling
 from .stream import Stream
 from .tokenizer import Tokenizer
 from .vision import encode
@@ -57,7 +57,7 @@ class AskOptions:
     steps: int | None = None
     reflect: ReflectMode = "auto"
     max_new_tokens: int = 128
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 0:
@@ -121,7 +121,6 @@ class Model:
             limits=MediaLimits(),
             start_s=options.start_s,
             end_s=options.end_s,
-            strict=options.strict,
         )
 
 
@@ -138,6 +137,8 @@ class Session:
     ) -> None:
         self._model, self._options = model, options
         self._clock = Clock()
+        for item in media:
+            _check_strict(item, options)
         self.kind: MediaKind = "video" if any(item.kind == "video" for item in media) else "image"
         prefix = self._prefix_tokens(media)
         _check_context(model.manifest, media, prefix, reserve_tokens)
@@ -249,6 +250,7 @@ class Session:
                 if progress:
                     progress(sum(report.visual_tokens for report in reports) + done, total)
             stream.feed_tokens(prompt.visual_close)
+            _check_strict(item, self._options)
             reports.append(_report(item))
         return tuple(reports)
 
@@ -355,6 +357,12 @@ def _cure(manifest: Manifest, media: Sequence[Media], room: int) -> str:
     return (
         f"pass --max-frames {frames} --max-pixels {per_grid * pixels_per_token} or export with a larger --max-context"
     )
+
+
+def _check_strict(item: Media, options: MediaOptions) -> None:
+    """With `strict`, a warning is an error."""
+    if options.strict and item.warnings:
+        raise MediaError(f"{item.path}: {item.warnings[0]}; ask without --strict to go on all the same")
 
 
 def _report(item: Media) -> MediaReport:

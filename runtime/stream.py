@@ -1,4 +1,4 @@
-"""The stream of embeddings: whoever made them, they go into the decoder one after another and hidden states come out."""
+"""The stream of embeddings: whoever made them, they go into the decoder in order, and hidden states come out."""
 
 from __future__ import annotations
 

@@ -1,0 +1,118 @@
+"""Images through Pillow: checked by their header, turned upright, flattened to RGB."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..engine import Array
+from ..errors import LimitError, MediaError
+from .budget import ImageBudget, MediaLimits, PatchLayout, smart_resize
+from .patches import patchify, resize
+
+ORIENTATION_TAG = 0x0112
+TURNED = range(5, 9)  # EXIF orientations that swap height and width
+WHITE = (255, 255, 255)
+
+
+class ImageMedium:
+    """One image; its pixels are decoded when `patches` is called."""
+
+    kind: Literal["image"] = "image"
+    frames = 1
+    second_per_grid = 0.0
+
+    def __init__(self, path: Path, layout: PatchLayout, budget: ImageBudget, limits: MediaLimits) -> None:
+        self.path, self._layout = path, layout
+        with open_image(path, limits) as picture:
+            width, height = _upright_size(picture)
+            frames = getattr(picture, "n_frames", 1)
+        self._size = _fit(path, height, width, layout, budget)
+        self._limits = limits
+        self.warnings: tuple[str, ...] = (f"only the first of {frames} pictures is read",) if frames > 1 else ()
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """One temporal grid; height and width in patches."""
+        return 1, self._size[0] // self._layout.patch, self._size[1] // self._layout.patch
+
+    @property
+    def visual_tokens(self) -> int:
+        """Embeddings that the vision encoder will make of it."""
+        return self.grid[1] * self.grid[2] // self._layout.merge**2
+
+    def patches(self, grids_per_chunk: int) -> Iterator[Array]:  # noqa: ARG002  # an image is one grid
+        """The image as one temporal grid of equal frames: patches uint8 [1, N, values]. Raises MediaError."""
+        pixels = resize(read_rgb(self.path, self._limits), self._size)
+        yield patchify(np.broadcast_to(pixels, (self._layout.temporal, *pixels.shape)), self._layout)[None]
+
+
+def open_image(path: Path, limits: MediaLimits) -> Image.Image:
+    """Read an image's header. Raises MediaError, or LimitError before pixels are decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            picture = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise LimitError(f"{path}: {error}; scale it down first") from None
+    except Exception as error:  # Pillow's plug-ins raise what they like on broken headers
+        raise MediaError(f"{path} cannot be read as an image ({_short(error)}); save it anew") from None
+    pixels = picture.width * picture.height
+    if pixels > limits.image_pixels:
+        picture.close()
+        raise LimitError(
+            f"{path} has {pixels / 1e6:.0f} megapixels, the limit is {limits.image_pixels / 1e6:.0f}; scale it down"
+        )
+    return picture
+
+
+def read_rgb(path: Path, limits: MediaLimits) -> Image.Image:
+    """An image upright in RGB: alpha over white, 16 bits cut to 8. Raises MediaError where it is damaged."""
+    with open_image(path, limits) as picture:
+        try:
+            picture.load()
+            with suppress(Exception):  # a broken EXIF block says nothing about the pixels
+                ImageOps.exif_transpose(picture, in_place=True)
+            return _to_rgb(picture)
+        except Exception as error:  # as above: any codec's own error
+            raise MediaError(f"{path} is damaged ({_short(error)}); save it anew") from None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        grey = np.asarray(picture).astype(np.int64) >> 8
+        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        return Image.fromarray(np.nan_to_num(np.asarray(picture)).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        layered = picture.convert("RGBA")
+        background = Image.new("RGB", layered.size, WHITE)
+        background.paste(layered, mask=layered.getchannel("A"))
+        return background
+    return picture.convert("RGB")
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height as `exif_transpose` will leave them."""
+    orientation = None
+    with suppress(Exception):  # a broken EXIF block says nothing about the size
+        orientation = picture.getexif().get(ORIENTATION_TAG)
+    return (picture.height, picture.width) if orientation in TURNED else picture.size
+
+
+def _fit(path: Path, height: int, width: int, layout: PatchLayout, budget: ImageBudget) -> tuple[int, int]:
+    try:
+        return smart_resize(height, width, layout.factor, min(budget.min_pixels, budget.max_pixels), budget.max_pixels)
+    except MediaError as error:
+        raise MediaError(f"{path}: {error}") from None
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 100 else text[:97] + "..."
