@@ -14,7 +14,7 @@ from .answer import Answer, MediaReport, letter
 from .bundle import TOKENIZER, Bundle
 from .clock import Clock
 from .engine import Array, Engine
-from .errors import LimitError, MediaError, UsageError
+from .errors import BundleError, LimitError, MediaError, UsageError
 from .generate import Plan, Token, answer_choice, answer_freely
 from .manifest import Manifest
 from .media import ImageBudget, Media, MediaLimits, PatchLayout, VideoBudget, open_media
@@ -75,6 +75,11 @@ class Model:
         self.bundle, self.engine = bundle, engine
         self.manifest: Manifest = bundle.manifest
         self.tokenizer = Tokenizer(bundle.file(TOKENIZER))
+        if self.tokenizer.size > self.manifest.model.vocab:
+            raise BundleError(
+                f"{bundle.path}: the tokenizer has {self.tokenizer.size} tokens, "
+                f"the model {self.manifest.model.vocab}; export the bundle again"
+            )
 
     def open(
         self,
@@ -346,17 +351,20 @@ def _check_context(manifest: Manifest, media: Sequence[Media], prefix: int, rese
 
 
 def _cure(manifest: Manifest, media: Sequence[Media], room: int) -> str:
-    """The setting, with a number, that brings the visual tokens under `room`."""
+    """The setting, with a number, that brings the visual tokens under `room`; none where none does."""
+    larger = "export with a larger --max-context"
     pixels_per_token = (manifest.model.patch * manifest.model.merge) ** 2
-    grids = sum(item.grid[0] for item in media)
-    pixels = room // max(1, grids) * pixels_per_token
-    if media[0].kind == "image":
-        return f"pass --max-pixels {pixels} or export with a larger --max-context"
-    per_grid = media[0].visual_tokens // media[0].grid[0]
-    frames = room // per_grid * manifest.model.temporal_patch
-    return (
-        f"pass --max-frames {frames} --max-pixels {per_grid * pixels_per_token} or export with a larger --max-context"
-    )
+    share = room // len(media)  # of each medium
+    largest = max(item.visual_tokens // item.grid[0] for item in media)
+    tokens = min(largest, share)  # of one temporal grid
+    if all(item.kind == "image" for item in media):
+        setting, floor = "", manifest.image.min_pixels
+    else:
+        grids = share // max(1, tokens)
+        setting, floor = f"--max-frames {grids * manifest.model.temporal_patch} ", manifest.video.min_pixels
+    if tokens < largest and tokens * pixels_per_token < floor:
+        return f"question and answer leave too little room: shorten them, or {larger}"
+    return f"pass {setting}--max-pixels {tokens * pixels_per_token} or {larger}"
 
 
 def _check_strict(item: Media, options: MediaOptions) -> None:
