@@ -24,9 +24,9 @@ format: $(DEV)/installed
 	$(DEV)/bin/ruff check --fix .
 	$(DEV)/bin/ruff format .
 
-$(DEMO)/installed: pyproject.toml constraints.txt
+$(DEMO)/installed: pyproject.toml constraints-lean.txt
 	$(PYTHON) -m venv $(DEMO)
-	$(DEMO)/bin/pip install --quiet --constraint constraints.txt --editable .
+	$(DEMO)/bin/pip install --quiet --constraint constraints-lean.txt --editable .
 	touch $@
 
 $(DEV)/installed: pyproject.toml constraints.txt
