@@ -6,6 +6,7 @@ by the next export to the same place.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -27,13 +28,13 @@ def staged(target: Path, needed_bytes: int, force: bool) -> Iterator[Path]:
     """A folder to fill; published under `target` when the block ends well, removed when it does not.
 
     Raises ExportError where `target` exists (without `force`) or another export holds it, ResourceError where the disk
-    has less than `needed_bytes` free.
+    has less than `needed_bytes` free or fails.
     """
     target = target.absolute()
     check_target(target, force)
-    with _locked(target):
+    with _disk_errors_named(target), _locked(target):
         check_target(target, force)
-        for stale in target.parent.glob(f".{target.name}.partial-*"):
+        for stale in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
             shutil.rmtree(stale)
         _check_space(target.parent, needed_bytes)
         folder = target.parent / f".{target.name}.partial-{os.getpid()}"
@@ -49,7 +50,9 @@ def check_target(target: Path, force: bool) -> None:
     """Refuse to overwrite anything but a bundle that the user said to replace."""
     if not target.parent.is_dir():
         raise ExportError(f"{target.parent} is not a folder; create it first")
-    if not target.exists() and not target.is_symlink():
+    if target.is_symlink():
+        raise ExportError(f"{target} is a link; give the folder it leads to, or choose another name")
+    if not target.exists():
         return
     if not (target / manifests.FILE_NAME).is_file():
         raise ExportError(f"{target} exists and is not a bundle; choose another name")
@@ -65,6 +68,15 @@ def file_entry(file: Path) -> FileEntry:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return FileEntry(file.stat().st_size, digest.hexdigest())
+
+
+@contextmanager
+def _disk_errors_named(target: Path) -> Iterator[None]:
+    """A full, read-only or broken disk as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(f"{target} cannot be written ({error.strerror or error}); choose another disk") from error
 
 
 @contextmanager
@@ -85,7 +97,7 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(
-            f"{folder} has {free / 1e9:.1f} GB free, the bundle needs {needed / 1e9:.1f}; free some or take another disk"
+            f"{folder} has {free / 1e9:.1f} GB free, the bundle needs {needed / 1e9:.1f}; free some or use another disk"
         )
 
 

@@ -15,9 +15,10 @@ ROOT = Path(reflectrt.__file__).parent
 
 BLOCK = f"""
 import sys
+HEAVY = {HEAVY!r}
 class Blocked:
     def find_spec(self, name, *rest):
-        if name.partition(".")[0] in {HEAVY!r}:
+        if name.partition(".")[0] in HEAVY:
             raise ModuleNotFoundError(name + " is blocked", name=name)
 sys.meta_path.insert(0, Blocked())
 """
@@ -54,8 +55,8 @@ session = reflectrt.load(sys.argv[1], threads=1).open(sys.argv[2])
 chosen = session.ask("Which?", options=["a", "b", "c"])
 written = session.ask("What?", reflect="always", max_new_tokens=3)
 print(json.dumps([chosen.option, chosen.forwards, len(written.tokens), written.reflection.shape[0]]))
-print(sorted(set(sys.modules) & set(%r)))
-""" % (HEAVY,)
+print(sorted(set(sys.modules) & set(HEAVY)))
+"""
     answer, modules = python(code, exports.bundle(), picture).splitlines()
     option, forwards, tokens, reflected = json.loads(answer)
     assert option in ("A", "B", "C")
