@@ -13,9 +13,10 @@ from typing import Any
 from ..progress import show_tokens
 from ..runtime import load
 from ..runtime.answer import Answer
+from ..runtime.options import AskOptions
 from ..runtime.prompt import Question
 from ..runtime.sampling import Sampling
-from ..runtime.session import AskOptions, Model, Session
+from ..runtime.session import Model, Session
 from .arguments import add_bundle, add_device, add_json, command, count, positive, rate, seconds
 
 
@@ -29,58 +30,52 @@ def add(commands: Any) -> None:
         'reflectrt ask bundle clip.mp4 -q "What flashes?" -o "a square" -o "a disc"',
     )
     add_bundle(parser)
-    add = parser.add_argument
-    add("media", metavar="MEDIA", nargs="+", type=Path, help="a video, or one or more images")
+    parser.add_argument("media", metavar="MEDIA", nargs="+", type=Path, help="a video, or one or more images")
+    _add_question(parser)
+    _add_media(parser)
+    _add_free_text(parser)
+    parser.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: all cores)")
+    add_device(parser)
+    add_json(parser)
+
+
+def _add_question(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("question").add_argument
     add(
-        "-q",
-        "--question",
-        metavar="TEXT",
-        action="append",
-        required=True,
+        "-q", "--question", metavar="TEXT", action="append", required=True,
         help="a question; repeat it to ask several about the same media",
-    )
+    )  # fmt: skip
     add(
-        "-o",
-        "--option",
-        metavar="TEXT",
-        action="append",
-        default=[],
-        help="an option of a multiple-choice question; repeat it. Without options the answer is free text",
-    )
+        "-o", "--option", metavar="TEXT", action="append", default=[],
+        help="an option to choose from; repeat it. Without options the answer is free text",
+    )  # fmt: skip
     add(
-        "--steps",
-        metavar="K",
-        type=count,
-        help="reflection steps (default: the checkpoint's, 1 for images, 4 for video)",
-    )
+        "--steps", metavar="K", type=count,
+        help="reflection steps (default: the checkpoint's, 1 for images and 4 for video)",
+    )  # fmt: skip
     add(
-        "--reflect",
-        choices=("auto", "always", "off"),
-        default="auto",
-        help="auto: always for multiple choice, the model's decision in free text (default: %(default)s)",
-    )
+        "--reflect", choices=("auto", "always", "off"), default="auto",
+        help="auto: always for multiple choice, the model decides in free text (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _add_media(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("media").add_argument
     add("--fps", metavar="F", type=rate, help="frames a second to look at (default: the bundle's, 2)")
     add("--max-frames", metavar="N", type=positive, help="frames at most (default: the bundle's, 512)")
     add("--max-pixels", metavar="N", type=positive, help="pixels of one image or frame at most")
     add("--start", metavar="S", type=seconds, help="look at the video from this second on")
     add("--end", metavar="S", type=seconds, help="look at the video up to this second")
     add(
-        "--true-seconds",
-        action="store_true",
+        "--true-seconds", action="store_true",
         help="time positions from the frames' real distance (default: one second a pair, as the authors do)",
-    )
-    add(
-        "--strict",
-        action="store_true",
-        help="fail on damaged media instead of answering from what can be read",
-    )
-    add(
-        "--max-new-tokens",
-        metavar="N",
-        type=positive,
-        default=128,
-        help="length of a free-text answer (default: %(default)s)",
-    )
+    )  # fmt: skip
+    add("--strict", action="store_true", help="make every warning about the media an error")
+
+
+def _add_free_text(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("free text").add_argument
+    add("--max-new-tokens", metavar="N", type=positive, default=128, help="length of the answer (default: %(default)s)")
     add(
         "--temperature",
         metavar="T",
@@ -96,9 +91,6 @@ def add(commands: Any) -> None:
         help="sample among the likeliest tokens that sum to P (default: 1)",
     )
     add("--seed", metavar="N", type=int, default=0, help="seed of sampling (default: 0)")
-    add("--threads", metavar="N", type=positive, help="CPU threads (default: all cores)")
-    add_device(parser)
-    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

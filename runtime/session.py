@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
 
 import numpy as np
 
 from .answer import Answer, MediaReport, letter
 from .bundle import TOKENIZER, Bundle
 from .clock import Clock
+from .context import check_media_fit
 from .engine import Array, Engine
 from .errors import BundleError, LimitError, MediaError, UsageError
 from .generate import Plan, Token, answer_choice, answer_freely
 from .manifest import Manifest
 from .media import ImageBudget, Media, MediaLimits, PatchLayout, VideoBudget, open_media
+from .options import AskOptions, MediaOptions, from_names, reflection_steps
 from .prefetch import prefetch
 from .prompt import MediaKind, Question
-from .sampling import GREEDY, Sampler, Sampling
+from .sampling import Sampler
 from .stream import Stream
-from .tokenizer import Tokenizer
+from .tokenizer import TextStream, Tokenizer
 from .vision import encode
 
 PATCHES_PER_RUN = 4096
@@ -31,41 +32,6 @@ CHUNKS_AHEAD = 2
 """Chunks of patches read ahead of the vision encoder."""
 RESERVE_TOKENS = 256
 """Room kept behind a medium for a question and its answer, where the caller does not say."""
-
-T = TypeVar("T")
-ReflectMode = Literal["auto", "always", "off"]
-
-
-@dataclass(frozen=True)
-class MediaOptions:
-    """How media are read; None takes the bundle's budget. Times in seconds, pixels per image or frame."""
-
-    fps: float | None = None
-    max_frames: int | None = None
-    max_pixels: int | None = None
-    start_s: float | None = None
-    end_s: float | None = None
-    strict: bool = False
-    true_seconds: bool = False
-    """Time positions from the frames' real distance; the authors' evaluation counts every grid as one second."""
-
-
-@dataclass(frozen=True)
-class AskOptions:
-    """How a question is answered; `steps` None takes the checkpoint's own number."""
-
-    steps: int | None = None
-    reflect: ReflectMode = "auto"
-    max_new_tokens: int = 128
-    sampling: Sampling = GREEDY
-
-    def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 0:
-            raise UsageError(f"steps is {self.steps}; pass 0 (no reflection) or more")
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}; pass 1 or more")
-        if self.reflect not in ("auto", "always", "off"):
-            raise UsageError(f"reflect is {self.reflect!r}; pass auto, always or off")
 
 
 class Model:
@@ -95,13 +61,15 @@ class Model:
         """
         if not media:
             raise UsageError("no medium to open; pass the path of a video or image")
-        chosen = _from_names(MediaOptions, options)
-        opened = [self._open_one(m, chosen) if isinstance(m, (str, Path)) else m for m in media]
-        return Session(self, opened, chosen, reserve_tokens, progress)
+        chosen = from_names(MediaOptions, options)
+        clock = Clock()
+        with clock.stage("read"):
+            opened = [self._open_one(m, chosen) if isinstance(m, (str, Path)) else m for m in media]
+        return Session(self, opened, chosen, reserve_tokens, clock, progress)
 
     def tokens_needed(self, question: Question, kind: MediaKind, options: AskOptions) -> int:
         """Tokens that a question and its answer take behind the medium."""
-        steps = _steps(self.manifest, kind, options)
+        steps = reflection_steps(self.manifest, kind, options)
         text = len(self._question_ids(question, kind))
         answer = len(self.manifest.prompt.answer_prefix) if question.options else options.max_new_tokens
         return text + answer + steps + 2
@@ -138,19 +106,19 @@ class Session:
         media: Sequence[Media],
         options: MediaOptions,
         reserve_tokens: int,
+        clock: Clock,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self._model, self._options = model, options
-        self._clock = Clock()
+        self._model, self._options, self._clock = model, options, clock
         for item in media:
             _check_strict(item, options)
         self.kind: MediaKind = "video" if any(item.kind == "video" for item in media) else "image"
         prefix = self._prefix_tokens(media)
-        _check_context(model.manifest, media, prefix, reserve_tokens)
+        check_media_fit(model.manifest, media, prefix, reserve_tokens)
         self._stream = Stream(model.engine, model.manifest, prefix + reserve_tokens)
         self.media = self._prefill(media, progress)
         self._mark = self._stream.mark()
-        self._opening: Clock | None = self._clock
+        self._opening = clock.timings()
 
     def ask(
         self,
@@ -164,9 +132,9 @@ class Session:
         With `options` the answer is one of them; without, it is free text, which `on_text` gets piece by piece. Raises
         UsageError, LimitError (no room left in the context) and NumericError.
         """
-        asked, chosen = Question(question, tuple(options)), _from_names(AskOptions, how)
+        asked, chosen = Question(question, tuple(options)), from_names(AskOptions, how)
         self._check_room(asked, chosen)
-        clock, self._opening = self._opening or Clock(), None
+        clock = Clock()
         self._stream.roll_back(self._mark)
         before = self._stream.runs
         ids = self._model._question_ids(asked, self.kind)
@@ -175,7 +143,13 @@ class Session:
             if asked.options
             else self._write(asked, ids, chosen, clock, on_text)
         )
-        return replace(answer, forwards=self._stream.runs - before, timings=clock.timings())
+        return replace(answer, forwards=self._stream.runs - before, timings=self._timings(clock))
+
+    def _timings(self, clock: Clock) -> dict[str, float]:
+        """Seconds of this question; the first one's hold those of opening the media."""
+        timings = {stage: seconds + self._opening.get(stage, 0.0) for stage, seconds in clock.timings().items()}
+        self._opening = {}
+        return timings
 
     def _choose(self, asked: Question, ids: list[int], plan: Plan, clock: Clock) -> Answer:
         choice = answer_choice(self._stream, ids, len(asked.options), plan, clock)
@@ -200,7 +174,7 @@ class Session:
     ) -> Answer:
         plan = self._plan(how, multiple_choice=False)
         tokens: list[Token] = []
-        text = _Text(self._model.tokenizer, on_text)
+        text = TextStream(self._model.tokenizer, on_text)
         for token in answer_freely(self._stream, ids, plan, Sampler(how.sampling), clock):
             tokens.append(token)
             text.add(token.id)
@@ -219,7 +193,7 @@ class Session:
         manifest = self._model.manifest
         return Plan(
             reflection=manifest.reflection,
-            steps=_steps(manifest, self.kind, how),
+            steps=reflection_steps(manifest, self.kind, how),
             forced=multiple_choice or how.reflect == "always",
             max_new_tokens=how.max_new_tokens,
         )
@@ -292,79 +266,6 @@ class Session:
             return 0.0
         seconds = item.second_per_grid if self._options.true_seconds else 1.0
         return seconds * self._model.manifest.model.tokens_per_second
-
-
-class _Text:
-    """Turns tokens into text as they come; half a character waits for its other half."""
-
-    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None] | None) -> None:
-        self._tokenizer, self._on_text = tokenizer, on_text
-        self._ids: list[int] = []
-        self._shown = 0
-
-    def add(self, token: int) -> None:
-        self._ids.append(token)
-        if self._on_text:
-            text = self._tokenizer.decode(self._ids)
-            if not text.endswith("�"):
-                self._show(text)
-
-    def finish(self) -> str:
-        text = self._tokenizer.decode(self._ids)
-        self._show(text)
-        return text.strip()
-
-    def _show(self, text: str) -> None:
-        if self._on_text and len(text) > self._shown:
-            self._on_text(text[self._shown :])
-            self._shown = len(text)
-
-
-def _from_names(kind: type[T], values: dict[str, object]) -> T:
-    """A dataclass of options from keyword arguments; UsageError names a wrong one and the right ones."""
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # only called on dataclasses
-    if unknown := sorted(set(values) - set(known)):
-        raise UsageError(f"unknown option {unknown[0]!r}; choose from {', '.join(known)}")
-    return kind(**values)
-
-
-def _steps(manifest: Manifest, kind: MediaKind, how: AskOptions) -> int:
-    """Reflection steps of a question: the caller's, or the checkpoint's own for this kind of medium."""
-    reflection = manifest.reflection
-    if reflection is None or how.reflect == "off":
-        return 0
-    if how.steps is not None:
-        return how.steps
-    return reflection.video_steps if kind == "video" else reflection.image_steps
-
-
-def _check_context(manifest: Manifest, media: Sequence[Media], prefix: int, reserve: int) -> None:
-    """Refuse media that the context cannot hold, naming a setting that fits."""
-    limit = manifest.model.max_context
-    if prefix + reserve <= limit:
-        return
-    room = max(0, limit - reserve - (prefix - sum(item.visual_tokens for item in media)))
-    raise LimitError(
-        f"{media[0].path}: {prefix + reserve} tokens with question and answer, the context holds {limit}; "
-        + _cure(manifest, media, room)
-    )
-
-
-def _cure(manifest: Manifest, media: Sequence[Media], room: int) -> str:
-    """The setting, with a number, that brings the visual tokens under `room`; none where none does."""
-    larger = "export with a larger --max-context"
-    pixels_per_token = (manifest.model.patch * manifest.model.merge) ** 2
-    share = room // len(media)  # of each medium
-    largest = max(item.visual_tokens // item.grid[0] for item in media)
-    tokens = min(largest, share)  # of one temporal grid
-    if all(item.kind == "image" for item in media):
-        setting, floor = "", manifest.image.min_pixels
-    else:
-        grids = share // max(1, tokens)
-        setting, floor = f"--max-frames {grids * manifest.model.temporal_patch} ", manifest.video.min_pixels
-    if tokens < largest and tokens * pixels_per_token < floor:
-        return f"question and answer leave too little room: shorten them, or {larger}"
-    return f"pass {setting}--max-pixels {tokens * pixels_per_token} or {larger}"
 
 
 def _check_strict(item: Media, options: MediaOptions) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as HfTokenizer
@@ -35,3 +35,31 @@ class Tokenizer:
     def size(self) -> int:
         """Number of tokens, the added ones included."""
         return int(self._tokenizer.get_vocab_size())
+
+
+class TextStream:
+    """Turns tokens into text as they come; half a character waits for its other half."""
+
+    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None] | None) -> None:
+        self._tokenizer, self._on_text = tokenizer, on_text
+        self._ids: list[int] = []
+        self._shown = 0
+
+    def add(self, token: int) -> None:
+        """The next token."""
+        self._ids.append(token)
+        if self._on_text:
+            text = self._tokenizer.decode(self._ids)
+            if not text.endswith("�"):
+                self._show(text)
+
+    def finish(self) -> str:
+        """Show what is left; the whole text."""
+        text = self._tokenizer.decode(self._ids)
+        self._show(text)
+        return text.strip()
+
+    def _show(self, text: str) -> None:
+        if self._on_text and len(text) > self._shown:
+            self._on_text(text[self._shown :])
+            self._shown = len(text)
