@@ -5,6 +5,8 @@
     model = reflectrt.load("bundle")
     video = model.open("clip.mp4", fps=2)
     answer = video.ask("Which digit flashes?", options=["3", "7"])
+
+README.md has the rest.
 """
 
 from .runtime import Answer, MediaReport, Model, ReflectRTError, Session, load
