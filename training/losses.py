@@ -1,0 +1,83 @@
+"""What each stage minimises. Every loss returns its sum and the parts for the log."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .network import Network, Prefilled, put, take
+from .scenes import REFLECTION, Batch
+
+Parts = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Reflecting:
+    """VisReflect's loss. The paper: align 0.1; teacher 1, latent 0 for images, teacher 0, latent 1 for video.
+
+    rollout: passes that make the latent states. 1 is the paper's: all slots at once from the pass with crops in
+    the slots. REFLECTION passes make them one by one, exactly as inference does.
+    """
+
+    align: float = 0.1
+    teacher: float = 1.0
+    latent: float = 0.0
+    rollout: int = 1
+
+
+def see_and_answer(network: Network, heads: Any, batch: Batch, dense_weight: float) -> tuple[Tensor, Parts]:
+    """Stage 0: cross-entropy of the answer, and what every visual token shows. Trains everything."""
+    visual = network.see(batch.pixels)
+    hidden = network.branches(network.embed(batch.ids), network.prefill(batch, visual))
+    answer = network.token_loss(hidden, batch.labels)
+    if dense_weight == 0:
+        return answer, {"ce": answer.detach()}
+    dense = heads(visual, batch.dense.flatten(1, 3))
+    return answer + dense_weight * dense, {"ce": answer.detach(), "dense": dense.detach()}
+
+
+def answer_only(network: Network, batch: Batch) -> tuple[Tensor, Parts]:
+    """The plain baseline: vision frozen as in stages 1 and 2, no reflection block, cross-entropy alone."""
+    with torch.no_grad():
+        visual = network.see(batch.pixels)
+    hidden = network.branches(network.embed(batch.ids), network.prefill(batch, visual))
+    answer = network.token_loss(hidden, batch.labels)
+    return answer, {"ce": answer.detach()}
+
+
+def reflecting(network: Network, batch: Batch, how: Reflecting) -> tuple[Tensor, Parts]:
+    """Stages 1 and 2: pull hidden states to the crop's embeddings, and answer from crops or from hidden states."""
+    with torch.no_grad():
+        visual = network.see(batch.pixels)
+        target = network.see(batch.crops).view(*batch.ids.shape[:2], REFLECTION, -1)
+    prefix = network.prefill(batch, visual)
+    embeds = network.embed(batch.ids)
+    hidden = network.branches(put(embeds, batch.slots, target), prefix)
+    align = 1 - F.cosine_similarity(take(hidden, batch.slots - 1).float(), target.float(), dim=-1).mean()
+    parts = {"align": align.detach()}
+    total = how.align * align
+    if how.teacher:
+        taught = network.token_loss(hidden, batch.labels)
+        total, parts["ce"] = total + how.teacher * taught, taught.detach()
+    if how.latent:
+        states = _latent_states(network, batch, prefix, embeds, hidden, how.rollout)
+        hidden = network.branches(put(embeds, batch.slots, states), prefix)
+        latent = network.token_loss(hidden, batch.labels)
+        total, parts["latent"] = total + how.latent * latent, latent.detach()
+        if how.rollout > 1:  # on its own path too, the states must stay near the crop
+            own = 1 - F.cosine_similarity(take(hidden, batch.slots - 1).float(), target.float(), dim=-1).mean()
+            total, parts["own"] = total + how.align * own, own.detach()
+    return total, parts
+
+
+@torch.no_grad()
+def _latent_states(
+    network: Network, batch: Batch, prefix: Prefilled, embeds: Tensor, hidden: Tensor, rollout: int
+) -> Tensor:
+    """Detached hidden states [B, Q, REFLECTION, D] for the slots."""
+    if rollout == 1:
+        return take(hidden, batch.slots - 1).detach()
+    filled = network.reflect(embeds.detach(), batch.slots, prefix, rollout)
+    return take(filled, batch.slots)

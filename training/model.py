@@ -1,0 +1,137 @@
+"""The small model: Qwen2.5-VL's architecture unchanged, 13 million parameters instead of 8 billion."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from .tokens import SPECIAL_TOKENS
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # preprocessor_config.json of Qwen2.5-VL
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SHARD_LIMIT = "15MB"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' or 'image' in part %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' or 'video' in part %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """Sizes of the reference checkpoint; heads are 64 wide in both towers."""
+
+    hidden: int = 256
+    layers: int = 6
+    heads: int = 4
+    kv_heads: int = 2
+    mlp: int = 1024
+    vision_hidden: int = 256
+    vision_depth: int = 6
+    vision_heads: int = 4
+    vision_mlp: int = 768
+    full_attention: tuple[int, ...] = (2, 5)
+    # Theta is 1e6 in the 7B model. There the width's frequencies, the lowest, turn once in 35,000 positions;
+    # a model trained for minutes would not learn to see them. At 100 the whole range is 6 to 600 positions.
+    rope_theta: float = 100.0
+    mrope_section: tuple[int, int, int] = (8, 12, 12)
+    max_positions: int = 32768
+
+    def config(self, tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
+        """The checkpoint's `config.json`, reflection's token ids included."""
+        token = tokenizer.token_to_id
+        config = Qwen2_5_VLConfig(
+            text_config=self._text(tokenizer),
+            vision_config=self._vision(),
+            image_token_id=token("<|image_pad|>"),
+            video_token_id=token("<|video_pad|>"),
+            vision_start_token_id=token("<|vision_start|>"),
+            vision_end_token_id=token("<|vision_end|>"),
+            tie_word_embeddings=False,
+        )
+        config.vtk_start_id, config.vtk_id, config.vtk_end_id = map(token, ("<BOR>", "<VR>", "<EOR>"))
+        return config
+
+    def _text(self, tokenizer: Tokenizer) -> dict[str, object]:
+        return {
+            "vocab_size": -(-tokenizer.get_vocab_size() // 64) * 64,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.mlp,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "max_position_embeddings": self.max_positions,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": self.rope_theta,
+                "mrope_section": list(self.mrope_section),
+            },
+            "bos_token_id": tokenizer.token_to_id("<|endoftext|>"),
+            "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
+        }
+
+    def _vision(self) -> dict[str, object]:
+        return {
+            "depth": self.vision_depth,
+            "hidden_size": self.vision_hidden,
+            "intermediate_size": self.vision_mlp,
+            "num_heads": self.vision_heads,
+            "out_hidden_size": self.hidden,
+            "fullatt_block_indexes": list(self.full_attention),
+            "tokens_per_second": 2,
+            "patch_size": 14,
+            "window_size": 112,
+        }
+
+
+def new_model(sizes: SmallModel, tokenizer: Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+    """Random weights, float32, on the CPU; the same for the same seed."""
+    torch.manual_seed(seed)
+    return Qwen2_5_VLForConditionalGeneration(sizes.config(tokenizer))
+
+
+def load_model(folder: Path) -> tuple[Qwen2_5_VLForConditionalGeneration, Tokenizer]:
+    """Open a checkpoint in Hugging Face format, the small one or a published one, as float32."""
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def save_model(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a checkpoint as the published ones are: bfloat16 safetensors, tokenizer, template, preprocessor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    halved = Qwen2_5_VLForConditionalGeneration(model.config).to(torch.bfloat16)
+    halved.load_state_dict(model.state_dict())
+    halved.save_pretrained(folder, max_shard_size=SHARD_LIMIT)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=model.config.text_config.max_position_embeddings,
+    )
+    fast.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessor(), indent=2) + "\n")
+
+
+def _preprocessor() -> dict[str, object]:
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+        "min_pixels": 4 * 784,
+        "max_pixels": 16384 * 784,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+    }

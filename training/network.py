@@ -1,0 +1,94 @@
+"""One model on one device: encode scenes, prefill them, run branches, reflect."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from . import decoder, vision
+from .prompt import IMAGE, PREFIX
+from .scenes import IGNORED, REFLECTION, Batch
+
+TOKENS_PER_SECOND = 2  # positions a temporal grid row, second_per_grid being 1.0 as the authors leave it
+SCENE_PIXELS = 64 * 2**20  # frames are encoded this many px at a time where no gradient is kept
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A batch after its prefix: what branches need."""
+
+    cache: decoder.KeysValues
+    table: decoder.Rotary
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Network:
+    """A Qwen2.5-VL model (any size) with its tokenizer."""
+
+    model: Any
+    tokenizer: Tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return torch.device(self.model.device)
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """Merged embeddings [B, tokens, D] of uint8 [B, F, H, W, 3]."""
+        visual, frames = self.model.model.visual, min(pixels.shape[1], 2)
+        layout = vision.windows(visual, pixels.shape[2], pixels.shape[3], self.device)
+        merged = vision.encode(visual, pixels.reshape(-1, frames, *pixels.shape[2:]), layout)
+        return merged.reshape(pixels.shape[0], -1, merged.shape[-1])
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings, in the type that autocast computes in."""
+        embedded = self.model.model.language_model.embed_tokens(ids)
+        return embedded.to(torch.get_autocast_dtype("cuda")) if torch.is_autocast_enabled("cuda") else embedded
+
+    def prefill(self, batch: Batch, visual: Tensor) -> Prefilled:
+        """Run system text and visual tokens [B, N, D]."""
+        language = self.model.model.language_model
+        lead = torch.tensor(self.tokenizer.encode(PREFIX).ids, device=self.device)
+        text = self.embed(lead).expand(len(visual), -1, -1)
+        rows, columns = batch.pixels.shape[2] // 28, batch.pixels.shape[3] // 28
+        step = 0 if batch.kind == IMAGE else TOKENS_PER_SECOND
+        grid = visual.shape[1] // (rows * columns), rows, columns
+        prefix, branch = decoder.positions(len(lead), grid, batch.ids.shape[2], step)
+        cache = decoder.prefill(language, torch.cat([text, visual.to(text.dtype)], 1), decoder.rotary(language, prefix))
+        mask = decoder.branch_mask(prefix.shape[1], batch.ids.shape[1], batch.ids.shape[2], self.device)
+        return Prefilled(cache, decoder.rotary(language, branch), mask)
+
+    def branches(self, embeds: Tensor, prefix: Prefilled) -> Tensor:
+        """Hidden states after the final norm, [B, Q, T, D], of branch embeddings of that shape."""
+        language = self.model.model.language_model
+        return decoder.run_branches(language, embeds, prefix.cache, prefix.table, prefix.mask)
+
+    def token_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of the next token where labels [B, Q, T] are given."""
+        wanted = labels[..., 1:].flatten()
+        kept = (wanted != IGNORED).nonzero()[:, 0]
+        logits = self.model.lm_head(hidden[..., :-1, :].flatten(0, -2)[kept])
+        return F.cross_entropy(logits.float(), wanted[kept])
+
+    def reflect(self, embeds: Tensor, slots: Tensor, prefix: Prefilled, steps: int) -> Tensor:
+        """Fill `steps` slots, first to last, each with the hidden state just before it, as at inference."""
+        for step in range(steps):
+            hidden = self.branches(embeds, prefix)
+            embeds = put(embeds, slots + step, take(hidden, slots + step - 1, 1), 1)
+        return embeds
+
+
+def take(hidden: Tensor, start: Tensor, count: int = REFLECTION) -> Tensor:
+    """`count` rows of [B, Q, T, D] from `start` [B, Q] on: [B, Q, count, D]."""
+    index = start[..., None] + torch.arange(count, device=start.device)
+    return hidden.gather(2, index[..., None].expand(-1, -1, -1, hidden.shape[-1]))
+
+
+def put(embeds: Tensor, start: Tensor, rows: Tensor, count: int = REFLECTION) -> Tensor:
+    """A copy of [B, Q, T, D] with `rows` [B, Q, count, D] written from `start` [B, Q] on."""
+    index = start[..., None] + torch.arange(count, device=start.device)
+    return embeds.scatter(2, index[..., None].expand(-1, -1, -1, embeds.shape[-1]), rows.to(embeds.dtype))

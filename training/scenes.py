@@ -1,0 +1,151 @@
+"""Training batches: scenes of one size, several questions to a scene, everything a loss needs beside the pixels.
+
+Batch `n` of a seed is always the same, whichever worker draws it, so training resumes exactly.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..bench.needle.backgrounds import Split
+from ..bench.needle.film import VideoScene, video_scene
+from ..bench.needle.film_questions import video_questions
+from ..bench.needle.item import LETTERS, Question
+from ..bench.needle.picture import ImageScene, image_scene
+from ..bench.needle.picture_questions import image_questions
+from .dense import image_labels, video_labels
+from .prompt import IMAGE, VIDEO, Kind, asked, question_text, replied
+
+CROP = 56  # px: the re-encoded crop is CROP x CROP, 2 x 2 merged tokens
+REFLECTION = 4  # <VR> slots in training, the crop's merged tokens
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the batches of one phase hold; `sizes` are (width, height) in px, `counts` frames of a video."""
+
+    kind: Kind
+    sizes: tuple[tuple[int, int], ...]
+    scenes: int
+    questions: int
+    counts: tuple[int, ...] = (1,)
+    cells: tuple[int, int] = (2, 6)
+    open_share: float = 0.0
+    reflection: int = 0
+    split: Split = "train"
+    pixel_budget: int = 0  # px of all frames of a batch; caps `scenes` where not 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One kind, one size. B scenes, F frames, Q questions, T branch tokens.
+
+    pixels uint8 [B, F, H, W, 3]; ids, labels int64 [B, Q, T] (labels IGNORED where nothing is learnt);
+    crops uint8 [B * Q, 1, CROP, CROP, 3]; dense uint8 [B, grid, rows, columns, HEADS];
+    slots, colon int64 [B, Q]: index of the first <VR> and of the answer prefix's last token; answer [B, Q] (0..3);
+    category: names [B][Q].
+    """
+
+    kind: Kind
+    pixels: Tensor
+    ids: Tensor
+    labels: Tensor
+    crops: Tensor
+    dense: Tensor
+    slots: Tensor
+    colon: Tensor
+    answer: Tensor
+    category: list[list[str]]
+
+
+class Batches(Dataset[Batch]):
+    """The batches of a plan by number."""
+
+    def __init__(self, plan: Plan, tokenizer: Tokenizer, seed: int, first: int, count: int) -> None:
+        self.plan, self.tokenizer, self.seed, self.first, self.count = plan, tokenizer, seed, first, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Batch:
+        return make_batch(
+            self.plan, self.tokenizer, Random(f"batch/{self.plan.kind}/{self.seed}/{self.first + number}")
+        )
+
+
+def make_batch(plan: Plan, tokenizer: Tokenizer, random: Random) -> Batch:
+    """Draw a batch."""
+    size, count = random.choice(plan.sizes), random.choice(plan.counts)
+    scenes = plan.scenes
+    if plan.pixel_budget:
+        scenes = max(1, min(scenes, plan.pixel_budget // (size[0] * size[1] * count)))
+    drawn = [_scene(random, plan, size, count) for _ in range(scenes)]
+    asks = [question for _, questions, _, _ in drawn for question in questions]
+    rows = [_row(tokenizer, ask, plan, random.random() < plan.open_share) for ask in asks]
+    length = -(-max(len(ids) for ids, _, _, _ in rows) // 16) * 16
+    pad = tokenizer.token_to_id("<|endoftext|>")
+
+    def table(column: int, fill: int) -> Tensor:
+        padded = [row[column] + [fill] * (length - len(row[column])) for row in rows]  # type: ignore[operator]  # columns 0 and 1 are lists
+        return torch.tensor(padded).view(scenes, -1, length)
+
+    numbers = torch.tensor(
+        [[slot, colon, LETTERS.index(ask.label)] for (_, _, slot, colon), ask in zip(rows, asks, strict=True)]
+    )
+    slots, colon, answer = numbers.view(scenes, -1, 3).unbind(-1)
+    return Batch(
+        plan.kind,
+        torch.from_numpy(np.stack([pixels for pixels, _, _, _ in drawn])),
+        table(0, pad), table(1, IGNORED),
+        torch.from_numpy(np.stack([crop for _, _, crops, _ in drawn for crop in crops])),
+        torch.from_numpy(np.stack([labels for _, _, _, labels in drawn])),
+        slots, colon, answer,
+        [[ask.category for ask in questions] for _, questions, _, _ in drawn],
+    )  # fmt: skip
+
+
+Drawn = tuple[NDArray[np.uint8], list[Question], list[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+def _scene(random: Random, plan: Plan, size: tuple[int, int], count: int) -> Drawn:
+    """Pixels [F, H, W, 3], exactly `plan.questions` questions, their crops and the dense labels."""
+    while True:
+        scene: ImageScene | VideoScene
+        if plan.kind == IMAGE:
+            scene = image_scene(random, plan.split, size, plan.cells)
+            questions, labels = image_questions(random, scene, plan.questions), image_labels(scene)
+        else:
+            scene = video_scene(random, plan.split, size, count)
+            questions, labels = video_questions(random, scene, plan.questions), video_labels(scene)
+        if len(questions) == plan.questions:
+            break
+    pixels = scene.pixels()[None] if isinstance(scene, ImageScene) else np.stack(list(scene.frames()))
+    return pixels, questions, [crop_around(pixels, question) for question in questions], labels
+
+
+def crop_around(pixels: NDArray[np.uint8], question: Question) -> NDArray[np.uint8]:
+    """The needle at the resolution it has, from the middle of its span: uint8 [1, CROP, CROP, 3]."""
+    frame = pixels[sum(question.span or (0, 0)) // 2]
+    left, top = (
+        min(max((question.box[axis] + question.box[axis + 2] - CROP) // 2, 0), frame.shape[1 - axis] - CROP)
+        for axis in (0, 1)
+    )
+    return frame[None, top : top + CROP, left : left + CROP]
+
+
+def _row(tokenizer: Tokenizer, ask: Question, plan: Plan, bare: bool) -> tuple[list[int], list[int], int, int]:
+    """Branch ids, labels, index of the first <VR> and of the token before the answer."""
+    text = question_text(ask.text, () if bare else ask.options, plan.kind)
+    question = tokenizer.encode(asked(text)).ids
+    reply = tokenizer.encode(replied(ask.answer if bare else ask.label, plan.reflection)).ids
+    skipped = tokenizer.token_to_id("<VR>")
+    labels = [IGNORED] * len(question) + [IGNORED if token == skipped else token for token in reply]
+    colon = len(question) + (plan.reflection + 2 if plan.reflection else 0) + 3  # "The answer is:" is 4 tokens
+    return question + reply, labels, len(question) + 1, colon
