@@ -8,7 +8,8 @@ it does not have, and position ids, on which its releases differ (`reference_inp
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
+from transformers.utils import logging as hf_logging
 
 from ..export.checkpoint import Checkpoint
 from ..export.facts import ReflectionFacts
@@ -58,9 +60,10 @@ class Reference:
         self.checkpoint = Checkpoint.open(folder)
         self.tokenizer = self.checkpoint.tokenizer()
         # Reported as unexpected, and read below: `reflection_head.*`.
-        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            self.checkpoint.path, dtype=torch.float32, attn_implementation="eager"
-        )
+        with _quiet_loading():
+            self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                self.checkpoint.path, dtype=torch.float32, attn_implementation="eager"
+            )
         self.model.train(False)
         self.reflection_head = _reflection_head(self.checkpoint)
 
@@ -245,6 +248,20 @@ def allowed(logits: Tensor, run: Run) -> Tensor:
         return logits
     ruled_out = [run.reflection.begin_id, run.reflection.step_id, run.reflection.end_id]
     return logits.index_fill(0, torch.tensor(ruled_out), -torch.inf)
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """No bar and no report from transformers while it loads; errors still raise."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _reflection_head(checkpoint: Checkpoint) -> nn.Module:

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.bundle import open_bundle
+from ..runtime.errors import ResourceError
 from ..runtime.manifest import Manifest, Verification
+from ..runtime.memory import available_bytes
 from ..runtime.onnxruntime import OrtCpuEngine
 from ..runtime.session import Model
 from ..runtime.vision import encode
@@ -19,6 +21,9 @@ from .reference import Medium, Reference, ReferenceAnswer
 from .synthetic import SyntheticMedia, random_medium
 
 Progress = Callable[[str], None]
+
+ANSWER_TOKENS = 8
+LIBRARIES_BYTES = 600_000_000  # torch, transformers and ONNX Runtime in one process, measured
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,16 @@ def default_cases(manifest: Manifest, seed: int = 0) -> list[Case]:
     ]
 
 
+def check_memory(parameters: int) -> None:
+    """Raise ResourceError where a verification of so many parameters would not fit: one side in float32 at a time."""
+    need, free = int(parameters * 4 * 1.1) + LIBRARIES_BYTES, available_bytes()
+    if need > free:
+        raise ResourceError(
+            f"the comparison with PyTorch needs {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; "
+            "pass --no-verify and run `reflectrt verify` on a larger machine"
+        )
+
+
 def verify(
     bundle: Path,
     checkpoint: Path,
@@ -112,9 +127,6 @@ def _ask_reference(checkpoint: Path, cases: Sequence[Case]) -> list[Expected]:
         )
         for case in cases
     ]
-
-
-ANSWER_TOKENS = 8
 
 
 def option_texts(count: int) -> list[str]:

@@ -48,12 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Export as the parsed options say, showing progress and the verification's figures on stderr."""
     try:
-        from ..bench.verify import verify
+        from ..bench.verify import check_memory, verify
         from ..export.bundle import ExportPlan, export_bundle
         from ..export.checkpoint import Checkpoint
     except ModuleNotFoundError as error:
         raise UsageError(f"export needs {error.name}; run `pip install 'reflectrt[export]'`") from None
     checkpoint = Checkpoint.open(arguments.checkpoint)
+    if not arguments.no_verify:
+        check_memory(checkpoint.parameters)
     plan = ExportPlan(arguments.target, arguments.precision, arguments.max_context)
     with ExportProgress() as progress:
         check = None if arguments.no_verify else lambda folder: verify(folder, checkpoint.path)

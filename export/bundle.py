@@ -6,7 +6,6 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -100,7 +99,7 @@ def export_bundle(
     """
     target = _target(plan)
     dtype = target.precisions[plan.precision]
-    weight_bytes = _bundle_bytes(checkpoint, dtype)
+    weight_bytes = checkpoint.parameters * dtype.itemsize
     with staged(folder, needed_bytes=int(1.02 * weight_bytes) + 2**26, force=force) as staging:
         writer = _GraphWriter(checkpoint, staging, target, dtype, progress, weight_bytes)
         graphs = writer.write_all()
@@ -191,10 +190,6 @@ class _GraphWriter:
     def _wrote(self, count: int) -> None:
         self.done += count
         self.progress.weights(self.done, self.total)
-
-
-def _bundle_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    return sum(prod(ref.shape) for ref in checkpoint.tensors.values()) * dtype.itemsize
 
 
 def _manifest(checkpoint: Checkpoint, plan: ExportPlan, graphs: dict[str, GraphEntry], folder: Path) -> Manifest:

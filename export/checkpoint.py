@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -83,6 +84,11 @@ class Checkpoint:
     def total_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(ref.nbytes for ref in self.tensors.values())
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all tensors."""
+        return sum(prod(ref.shape) for ref in self.tensors.values())
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor by canonical name; ExportError where the file has changed or cannot be read."""
