@@ -11,6 +11,7 @@ import torch
 from onnx_ir import external_data
 from torch import Tensor
 
+from ..runtime.errors import ExportError
 from .checkpoint import Checkpoint
 from .trace import TRANSPOSED
 
@@ -43,6 +44,8 @@ def bind_weights(model: ir.Model, checkpoint: Checkpoint, dtype: torch.dtype) ->
         if value.const_value is not None and not _is_fake(value.const_value):
             continue
         source = source_name(checkpoint, str(value.name))
+        if source not in checkpoint.tensors:
+            raise ExportError(f"the {model.graph.name} graph wants {source}, which is not there; please report this")
         transposed = TRANSPOSED in value.metadata_props
         value.const_value = _lazy(checkpoint, source, value, transposed, dtype)
         used.add(source)

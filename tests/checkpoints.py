@@ -15,6 +15,7 @@ SHAPES = {
     "wide-head": RandomShape(heads=2, kv_heads=1, layers=3, hidden=256, legacy_names=True, shards=2, seed=4),
     "linear-head": RandomShape(heads=3, kv_heads=3, layers=2, head="linear", vision_depth=5, seed=0),
     "mlp-head": RandomShape(heads=3, kv_heads=1, layers=3, head="mlp", tied=True, seed=2),
+    "bfloat16": RandomShape(heads=6, kv_heads=2, layers=3, dtype="bfloat16", shards=2, seed=5),
     "plain": RandomShape(heads=3, kv_heads=1, layers=2, reflection="none", seed=7),
 }
 

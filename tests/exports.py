@@ -1,7 +1,9 @@
 """Bundles of the random checkpoints. An export takes ten seconds, nearly all of them tracing: one a run of each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from reflectrt.runtime.contract import Port, Signature
 
 
 class Silence:
@@ -43,3 +45,53 @@ class Exports:
             if not target.exists():
                 export_bundle(Checkpoint.open(source), target, ExportPlan(), Silence())
         return target
+
+    def portable(self, graph: str, name: str = "small", dtype: str = "float32", capacity: int | None = None) -> Path:
+        """A graph as it is traced, before any target's lowering; `capacity` makes the caches' one a fixed number."""
+        import onnx_ir as ir
+        import torch
+        from filelock import FileLock
+        from reflectrt.export.bundle import _model_facts
+        from reflectrt.export.checkpoint import Checkpoint
+        from reflectrt.export.graphs.decoder import Decoder
+        from reflectrt.export.graphs.embed import Embed
+        from reflectrt.export.graphs.head import Head
+        from reflectrt.export.graphs.reflect import Reflect
+        from reflectrt.export.graphs.vision import Vision
+        from reflectrt.export.inputs import GraphConfig
+        from reflectrt.export.trace import trace
+        from reflectrt.export.weights import bind_weights, write_weights
+        from reflectrt.runtime import contract
+
+        checkpoint = Checkpoint.open(self.checkpoint(name))
+        folder = self.folder / f"{name}-{graph}-{dtype}-{capacity}"
+        makers = {
+            "vision": lambda: Vision(checkpoint.vision),
+            "embed": lambda: Embed(checkpoint.text),
+            "decoder": lambda: Decoder(checkpoint.text),
+            "head": lambda: Head(checkpoint.text),
+            "reflect": lambda: Reflect(checkpoint.text, checkpoint.reflection),  # type: ignore[arg-type]
+        }
+        with FileLock(folder.with_suffix(".lock")):
+            if not (folder / "graph.onnx").exists():
+                folder.mkdir()
+                signature = contract.signatures(_model_facts(checkpoint, 1).sizes())[graph]
+                if capacity:
+                    signature = with_capacity(signature, capacity)
+                element = getattr(torch, dtype)
+                model = trace(makers[graph], GraphConfig(signature, element), graph)
+                bind_weights(model, checkpoint, element)
+                write_weights(model, folder, "graph.onnx.data", lambda _: None)
+                ir.save(model, folder / "graph.onnx")
+        return folder / "graph.onnx"
+
+
+def with_capacity(signature: Signature, rows: int) -> Signature:
+    """The signature with caches of a fixed number of rows, which TensorRT asks for."""
+
+    def fixed(ports: tuple[Port, ...]) -> tuple[Port, ...]:
+        return tuple(
+            replace(port, axes=tuple(rows if axis == "capacity" else axis for axis in port.axes)) for port in ports
+        )
+
+    return Signature(fixed(signature.inputs), fixed(signature.outputs))
