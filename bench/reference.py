@@ -254,7 +254,7 @@ def allowed(logits: Tensor, run: Run) -> Tensor:
 def _quiet_loading() -> Iterator[None]:
     """No bar and no report from transformers while it loads; errors still raise."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
+    hf_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield

@@ -22,7 +22,7 @@ def write(items: Iterable[ImageItem | VideoItem], folder: Path) -> Path:
     samples = folder / "samples.jsonl"
     with samples.open("w", encoding="utf-8") as lines:
         for item in items:
-            lines.write(json.dumps(_line(item, write_media(item, folder))) + "\n")
+            lines.write(json.dumps(sample_line(item, write_media(item, folder).relative_to(folder))) + "\n")
     return samples
 
 
@@ -50,11 +50,12 @@ def _write_mp4(item: VideoItem, path: Path) -> None:
         container.mux(stream.encode())
 
 
-def _line(item: ImageItem | VideoItem, media: Path) -> dict[str, object]:
+def sample_line(item: ImageItem | VideoItem, media: Path) -> dict[str, object]:
+    """One line of samples.jsonl."""
     question = item.question
     return {
         "id": item.id,
-        "media": [media.name],
+        "media": [str(media)],
         "question": question.text,
         "options": list(question.options),
         "label": question.label,
