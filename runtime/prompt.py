@@ -28,6 +28,8 @@ class Question:
             raise UsageError("one option leaves nothing to choose; pass two or more, or none for free text")
         if any(not option.strip() for option in self.options):
             raise UsageError("an option is empty; pass some text for each")
+        if not all(map(_is_text, (self.text, *self.options))):
+            raise UsageError("the question or an option is not UTF-8 text; pass it in that encoding")
 
     def prompt(self, kind: MediaKind) -> str:
         """The user's text after the medium (wording of the authors' evaluation of images and of videos)."""
@@ -38,3 +40,12 @@ class Question:
         if kind == "video":
             return f"{self.text}\n{options}Answer with the option's letter from the given choices directly."
         return f"{self.text}\nOptions:\n{options}Output the letter of the correct answer only."
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be encoded: bytes that were no UTF-8 reach us as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -51,3 +51,9 @@ def test_one_option_is_refused() -> None:
 def test_an_empty_option_is_refused() -> None:
     with pytest.raises(UsageError, match="option is empty"):
         Question("Which?", ("x", " "))
+
+
+@pytest.mark.parametrize(("text", "options"), [("caf\udce9?", ()), ("Which?", ("a", "\ud800"))])
+def test_what_is_no_text_is_refused(text: str, options: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="not UTF-8 text"):
+        Question(text, options)
