@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -63,13 +64,18 @@ class OrtGraph:
         except Exception as error:  # ONNX Runtime's own exception types are not public
             raise _failure(self._name, error) from error
 
+    def end_profiling(self) -> Path:
+        """The file that the session wrote its operators' times to."""
+        return Path(self._session.end_profiling())
+
 
 class OrtCpuEngine:
     """ONNX Runtime's CPU provider."""
 
     device = "cpu"
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, operator_times: Path | None = None) -> None:
+        """`operator_times` is a folder for ONNX Runtime's own profiles of every graph, see `end_profiling`."""
         manifest = bundle.manifest
         if manifest.target != "cpu":
             raise CompatibilityError(
@@ -77,7 +83,7 @@ class OrtCpuEngine:
             )
         _check_version(manifest.engine.get("onnxruntime", "0"))
         self.activation = np.dtype(manifest.activation)
-        options = _options(threads or len(os.sched_getaffinity(0)))
+        options = _options(threads or len(os.sched_getaffinity(0)), operator_times)
         self._graphs = {
             name: OrtGraph(_open(bundle, name, entry, options), name) for name, entry in manifest.graphs.items()
         }
@@ -85,6 +91,10 @@ class OrtCpuEngine:
     def graph(self, name: str) -> OrtGraph:
         """A graph by its name in the contract."""
         return self._graphs[name]
+
+    def end_profiling(self) -> dict[str, Path]:
+        """ONNX Runtime's profile of each graph so far (JSON files), where the engine was opened to write them."""
+        return {name: graph.end_profiling() for name, graph in self._graphs.items()}
 
     def empty(self, shape: Sequence[int]) -> HostBuffer:
         """An uninitialised buffer of the activation type. Raises ResourceError."""
@@ -114,8 +124,11 @@ class OrtCpuEngine:
         return available_bytes()
 
 
-def _options(threads: int) -> ort.SessionOptions:
+def _options(threads: int, operator_times: Path | None = None) -> ort.SessionOptions:
     options = ort.SessionOptions()
+    if operator_times:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(operator_times / "graph")
     options.log_severity_level = QUIET
     options.intra_op_num_threads = threads
     # Shapes change from run to run (chunks, steps): a pattern planned for one shape only costs memory for the next.

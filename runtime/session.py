@@ -37,8 +37,9 @@ RESERVE_TOKENS = 256
 class Model:
     """A bundle on a device."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        self.bundle, self.engine = bundle, engine
+    def __init__(self, bundle: Bundle, engine: Engine, clock: Callable[[], Clock] = Clock) -> None:
+        """`clock` makes the clock of each opening and of each question; a profiler passes one that keeps spans."""
+        self.bundle, self.engine, self.make_clock = bundle, engine, clock
         self.manifest: Manifest = bundle.manifest
         self.tokenizer = Tokenizer(bundle.file(TOKENIZER))
         if self.tokenizer.size > self.manifest.model.vocab:
@@ -62,9 +63,9 @@ class Model:
         if not media:
             raise UsageError("no medium to open; pass the path of a video or image")
         chosen = from_names(MediaOptions, options)
-        clock = Clock()
+        clock = self.make_clock()
         with clock.stage("read"):
-            opened = [self._open_one(m, chosen) if isinstance(m, (str, Path)) else m for m in media]
+            opened = [self.open_medium(m, chosen) if isinstance(m, (str, Path)) else m for m in media]
         return Session(self, opened, chosen, reserve_tokens, clock, progress)
 
     def tokens_needed(self, question: Question, kind: MediaKind, options: AskOptions) -> int:
@@ -74,10 +75,8 @@ class Model:
         answer = len(self.manifest.prompt.answer_prefix) if question.options else options.max_new_tokens
         return text + answer + steps + 2
 
-    def _question_ids(self, question: Question, kind: MediaKind) -> list[int]:
-        return [*self.tokenizer.encode(question.prompt(kind)), *self.manifest.prompt.closing]
-
-    def _open_one(self, path: str | Path, options: MediaOptions) -> Media:
+    def open_medium(self, path: str | Path, options: MediaOptions) -> Media:
+        """A file as this model sees it: its size in tokens is known, its pixels are not read yet."""
         manifest = self.manifest
         model, image, video = manifest.model, manifest.image, manifest.video
         return open_media(
@@ -95,6 +94,9 @@ class Model:
             start_s=options.start_s,
             end_s=options.end_s,
         )
+
+    def _question_ids(self, question: Question, kind: MediaKind) -> list[int]:
+        return [*self.tokenizer.encode(question.prompt(kind)), *self.manifest.prompt.closing]
 
 
 class Session:
@@ -134,7 +136,7 @@ class Session:
         """
         asked, chosen = Question(question, tuple(options)), from_names(AskOptions, how)
         self._check_room(asked, chosen)
-        clock = Clock()
+        clock = self._model.make_clock()
         self._stream.roll_back(self._mark)
         before = self._stream.runs
         ids = self._model._question_ids(asked, self.kind)

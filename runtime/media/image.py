@@ -49,8 +49,13 @@ class ImageMedium:
 
     def patches(self, grids_per_chunk: int) -> Iterator[Array]:  # noqa: ARG002  # an image is one grid
         """The image as one temporal grid of equal frames: patches uint8 [1, N, values]. Raises MediaError."""
-        pixels = resize(read_rgb(self.path, self._limits), self._size)
-        yield patchify(np.broadcast_to(pixels, (self._layout.temporal, *pixels.shape)), self._layout)[None]
+        for picture in self.decoded():
+            pixels = resize(picture, self._size)
+            yield patchify(np.broadcast_to(pixels, (self._layout.temporal, *pixels.shape)), self._layout)[None]
+
+    def decoded(self) -> Iterator[Image.Image]:
+        """The picture, upright in RGB and of its own size. Raises MediaError."""
+        yield read_rgb(self.path, self._limits)
 
 
 def open_image(path: Path, limits: MediaLimits) -> Image.Image:

@@ -127,13 +127,17 @@ class VideoMedium:
 
     def _pictures(self) -> Iterator[Array]:
         """The wanted frames in order, upright and resized: uint8 [H, W, 3]."""
+        return (resize(upright(frame), self._size) for frame in self.decoded())
+
+    def decoded(self) -> Iterator[VideoFrame]:
+        """The wanted frames in order as the decoder gives them."""
         with opened(self.path, self._demuxer, self._limits) as (container, stream):
             decoder = Decoder(container, stream, self._index)
             for time in self._wanted:
                 frame = decoder.frame_at(int(time))
                 if frame is None:
                     break
-                yield resize(upright(frame), self._size)
+                yield frame
             if decoder.errors:
                 self.warnings += (f"{decoder.errors} damaged packets were skipped",)
 

@@ -1,0 +1,132 @@
+"""One round of what a user does: open a medium and ask, ask again, and ask for free text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+from ...runtime.answer import Answer
+from ...runtime.engine import Engine
+from ...runtime.errors import LimitError
+from ...runtime.manifest import Manifest
+from ...runtime.options import AskOptions
+from ...runtime.prompt import MediaKind, Question
+from ...runtime.session import Model, Session
+from .media import DecodeTimer, Source, open_medium
+from .recorder import GraphRun, Log, RecordingEngine, Span, SpanClock
+
+OPTIONS = ("yes", "no", "perhaps", "never")
+FREE_TOKENS = 16
+"""Tokens of the free text: enough for percentiles, short beside a long context."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked of every bundle: a medium, a question of about so many tokens, reflection steps (None: default)."""
+
+    source: Source
+    question_tokens: int
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One thing the user waited for."""
+
+    start_s: float
+    end_s: float
+    stages: Sequence[Span]
+    graphs: Sequence[GraphRun]
+
+    @property
+    def wall_s(self) -> float:
+        """How long the user waited, in seconds."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True)
+class Round:
+    """A medium opened, a multiple-choice question on it, another one, and a free text; `decode_s` within `reading`."""
+
+    opening: Phase
+    cold: Phase
+    follow_up: Phase
+    free: Phase
+    probe_s: float
+    """Opening the file and reading its index, before any pixel."""
+    decode_s: float
+    answer: Answer
+    context_tokens: int
+
+
+class Subject:
+    """A bundle under the profiler: the runtime's model over a recording engine."""
+
+    def __init__(self, model: Model) -> None:
+        self.plain, self.log = model, Log()
+        self.engine: Engine = model.engine
+        bundle = replace(model.bundle, manifest=endless(model.manifest))
+        self.model = Model(bundle, RecordingEngine(model.engine, self.log), lambda: SpanClock(self.log))
+
+    def round(self, work: Workload) -> Round:
+        """Do everything once, and say when it happened."""
+        self.log.take()
+        timer = DecodeTimer()
+        start = perf_counter()
+        medium = open_medium(self.model, work.source)
+        probe_s = perf_counter() - start
+        timer.watch(medium)
+        question = question_of(self.model, medium.kind, work.question_tokens)
+        begin = perf_counter()
+        session = self.model.open(medium, reserve_tokens=self._reserve(question, medium.kind, work.steps))
+        opening = self._phase(begin - probe_s)
+        cold, answer = self._ask(session, question, work.steps)
+        follow_up, _ = self._ask(session, question, work.steps)
+        free, _ = self._ask(session, Question(question.text), work.steps)
+        context = self.model.tokens_needed(question, medium.kind, AskOptions(steps=work.steps)) + medium.visual_tokens
+        return Round(opening, cold, follow_up, free, probe_s, timer.seconds, answer, context)
+
+    def _ask(self, session: Session, question: Question, steps: int | None) -> tuple[Phase, Answer]:
+        start = perf_counter()
+        answer = session.ask(
+            question.text, question.options, steps=steps, reflect="always", max_new_tokens=FREE_TOKENS
+        )
+        return self._phase(start), answer
+
+    def _phase(self, start_s: float) -> Phase:
+        end_s, log = perf_counter(), self.log.take()
+        return Phase(start_s, end_s, log.stages, log.graphs)
+
+    def _reserve(self, question: Question, kind: MediaKind, steps: int | None) -> int:
+        how = AskOptions(steps=steps, max_new_tokens=FREE_TOKENS)
+        # In free text every token may open a window of K steps and one closing token.
+        windows = 1 + FREE_TOKENS if self.model.manifest.reflection else 0
+        extra = windows * ((steps or 4) + 1)
+        return extra + max(self.model.tokens_needed(asked, kind, how) for asked in (question, Question(question.text)))
+
+
+def endless(manifest: Manifest) -> Manifest:
+    """The manifest without stop tokens, so that a free text has the length that was asked for."""
+    return replace(manifest, prompt=replace(manifest.prompt, stop=()))
+
+
+def question_of(model: Model, kind: MediaKind, tokens: int) -> Question:
+    """A multiple-choice question whose prompt, template included, has about so many tokens (never fewer than it can)."""
+    words = 1
+    while (count := _count(model, kind, words)) < tokens:
+        words += max(1, (tokens - count) // 2)
+    if tokens > model.manifest.model.max_context:
+        raise LimitError(
+            f"a question of {tokens} tokens does not fit a context of {model.manifest.model.max_context}; "
+            "pass a smaller --question-tokens"
+        )
+    return _question(words)
+
+
+def _question(words: int) -> Question:
+    return Question("Which" + " one" * words + "?", OPTIONS)
+
+
+def _count(model: Model, kind: MediaKind, words: int) -> int:
+    return len(model.tokenizer.encode(_question(words).prompt(kind))) + len(model.manifest.prompt.closing)
