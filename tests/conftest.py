@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 from exports import Exports
 
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # A core for each worker: libraries that each start a thread for every core only wait for one another.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:

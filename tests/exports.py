@@ -1,9 +1,15 @@
 """Bundles of the random checkpoints. An export takes ten seconds, nearly all of them tracing: one a run of each."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reflectrt.runtime.contract import Port, Signature
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 class Silence:
@@ -84,6 +90,16 @@ class Exports:
                 write_weights(model, folder, "graph.onnx.data", lambda _: None)
                 ir.save(model, folder / "graph.onnx")
         return folder / "graph.onnx"
+
+    def traced(self, graph: str) -> ir.Model:
+        """A graph of the small checkpoint as it is before its weights are bound."""
+        import onnx_ir as ir
+
+        model = ir.load(self.portable(graph))
+        for name, value in model.graph.initializers.items():
+            if name.endswith((".weight", ".bias")):
+                value.const_value = None
+        return model
 
 
 def with_capacity(signature: Signature, rows: int) -> Signature:

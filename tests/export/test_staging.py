@@ -174,20 +174,13 @@ STAGES = ["vision", "embed", "decoder", "head", "weights", "hash", "verify", "be
 DIE = """
 import os, signal, sys
 from pathlib import Path
-from exports import Silence
+from exports import Exports, Silence
 from reflectrt.export import bundle, staging
 from reflectrt.export.checkpoint import Checkpoint
-from reflectrt.export.trace import trace
 from reflectrt.runtime.manifest import Verification
 
-source, root, stages = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
-
-traced = {}
-def trace_once(make, config, name):  # tracing is the slow part, and no part of what is tested
-    import onnx_ir
-    model = traced.get(name) or traced.setdefault(name, trace(make, config, name))
-    return model.clone()
-bundle.trace = trace_once
+exports, root, stages = Exports(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3:]
+bundle.trace = lambda make, config, name: exports.traced(name)  # tracing is slow and no part of what is tested
 
 def export(target, deadly):
     class Deadly(Silence):
@@ -203,7 +196,7 @@ def export(target, deadly):
     staging._publish = deadly_publish
     try:
         check = lambda folder: Verification(True, {})
-        bundle.export_bundle(Checkpoint.open(source), target, bundle.ExportPlan(), Deadly(), check)
+        bundle.export_bundle(Checkpoint.open(exports.checkpoint()), target, bundle.ExportPlan(), Deadly(), check)
     finally:
         staging._publish = publish
 
@@ -219,7 +212,7 @@ for stage in stages:
 
 
 def test_an_export_killed_at_any_stage_leaves_a_whole_bundle_or_none(exports: Exports, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", DIE, str(exports.checkpoint()), str(tmp_path), *STAGES]
+    command = [sys.executable, "-c", DIE, str(exports.folder), str(tmp_path), *STAGES]
     tests = str(Path(__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": tests, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -84,7 +84,7 @@ def test_a_tensor_that_no_graph_uses_stops_the_export(
     checkpoint = Checkpoint.open(exports.checkpoint())
     stray = dict(checkpoint.tensors) | {"model.visual.extra.weight": next(iter(checkpoint.tensors.values()))}
     odd = replace(checkpoint, tensors=MappingProxyType(stray))
-    monkeypatch.setattr(bundles, "trace", lambda *arguments: emptied(exports, arguments[2]))
+    monkeypatch.setattr(bundles, "trace", lambda *arguments: exports.traced(arguments[2]))
     with pytest.raises(ExportError, match=r"do not use 1 tensors of the checkpoint: model\.visual\.extra\.weight"):
         export_bundle(odd, tmp_path / "bundle", ExportPlan(), Silence())
     assert not list(tmp_path.iterdir())
@@ -96,19 +96,10 @@ def test_a_weight_that_the_checkpoint_lacks_stops_the_export(
     checkpoint = Checkpoint.open(exports.checkpoint())
     less = {name: ref for name, ref in checkpoint.tensors.items() if name != "model.language_model.norm.weight"}
     odd = replace(checkpoint, tensors=MappingProxyType(less))
-    monkeypatch.setattr(bundles, "trace", lambda *arguments: emptied(exports, arguments[2]))
+    monkeypatch.setattr(bundles, "trace", lambda *arguments: exports.traced(arguments[2]))
     with pytest.raises(ExportError, match=r"model\.language_model\.norm\.weight"):
         export_bundle(odd, tmp_path / "bundle", ExportPlan(), Silence())
     assert not list(tmp_path.iterdir())
-
-
-def emptied(exports: Exports, graph: str) -> ir.Model:
-    """A traced model as it is before its weights are bound."""
-    model = ir.load(exports.portable(graph))
-    for name, value in model.graph.initializers.items():
-        if name.endswith((".weight", ".bias")):
-            value.const_value = None
-    return model
 
 
 @pytest.mark.parametrize(
