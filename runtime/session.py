@@ -122,6 +122,11 @@ class Session:
         self._mark = self._stream.mark()
         self._opening = clock.timings()
 
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens that the session's KV cache has room for."""
+        return self._stream.cache.capacity
+
     def ask(
         self,
         question: str,

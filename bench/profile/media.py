@@ -122,4 +122,3 @@ class DecodeTimer:
                 yield item
 
         return timed
-

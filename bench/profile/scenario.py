@@ -89,9 +89,7 @@ class Subject:
 
     def _ask(self, session: Session, question: Question, steps: int | None) -> tuple[Phase, Answer]:
         start = perf_counter()
-        answer = session.ask(
-            question.text, question.options, steps=steps, reflect="always", max_new_tokens=FREE_TOKENS
-        )
+        answer = session.ask(question.text, question.options, steps=steps, reflect="always", max_new_tokens=FREE_TOKENS)
         return self._phase(start), answer
 
     def _phase(self, start_s: float) -> Phase:
@@ -112,15 +110,15 @@ def endless(manifest: Manifest) -> Manifest:
 
 
 def question_of(model: Model, kind: MediaKind, tokens: int) -> Question:
-    """A multiple-choice question whose prompt, template included, has about so many tokens (never fewer than it can)."""
+    """A multiple-choice question whose prompt, template included, has about so many tokens (or as few as it can)."""
     words = 1
-    while (count := _count(model, kind, words)) < tokens:
-        words += max(1, (tokens - count) // 2)
     if tokens > model.manifest.model.max_context:
         raise LimitError(
             f"a question of {tokens} tokens does not fit a context of {model.manifest.model.max_context}; "
             "pass a smaller --question-tokens"
         )
+    while (count := prompt_tokens(model, _question(words), kind)) < tokens:
+        words += max(1, (tokens - count) // 2)
     return _question(words)
 
 
@@ -128,5 +126,6 @@ def _question(words: int) -> Question:
     return Question("Which" + " one" * words + "?", OPTIONS)
 
 
-def _count(model: Model, kind: MediaKind, words: int) -> int:
-    return len(model.tokenizer.encode(_question(words).prompt(kind))) + len(model.manifest.prompt.closing)
+def prompt_tokens(model: Model, question: Question, kind: MediaKind) -> int:
+    """Tokens of a question's prompt after the medium, template included."""
+    return len(model.tokenizer.encode(question.prompt(kind))) + len(model.manifest.prompt.closing)

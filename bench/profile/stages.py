@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -13,11 +14,12 @@ from .recorder import GraphRun, Span
 from .scenario import Phase, Round
 
 READ, RESIZE, VISION, PREFILL = "read and decode", "resize and patch", "vision", "prefill"
+QUESTION = "question prefill"
 REFLECT, ANSWER, HEAD_STAGE, TOKEN = "reflection step", "forced answer", "head", "answer token"
 OPEN_BUNDLE = "open bundle"
 COLD, FOLLOW_UP = "cold question", "follow-up question"
 FIRST_TOKEN, FIRST_TOKEN_AGAIN = "first token, cold", "first token, follow-up"
-ORDER = (OPEN_BUNDLE, READ, RESIZE, VISION, PREFILL, REFLECT, ANSWER, HEAD_STAGE, TOKEN)
+ORDER = (OPEN_BUNDLE, READ, RESIZE, VISION, PREFILL, QUESTION, REFLECT, ANSWER, HEAD_STAGE, TOKEN)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def _of_round(turn: Round) -> Iterable[tuple[str, Sample]]:
     yield RESIZE, Sample(max(0.0, read_s - turn.decode_s))
     yield VISION, _stage((turn.opening,), "vision")
     yield PREFILL, _stage((turn.opening, turn.cold), "prefill")
+    yield QUESTION, _stage((turn.follow_up,), "prefill")
     for phase in (turn.cold, turn.follow_up):
         yield from _of_question(phase)
     yield from ((TOKEN, sample) for sample in tokens(turn.free))
@@ -105,11 +108,11 @@ def steps(phase: Phase) -> list[Sample]:
 
 
 def tokens(phase: Phase) -> list[Sample]:
-    """Each answer token but the first: from one run of the head to the next, where no reflection window lies between."""
+    """Each answer token but the first: from one run of the head to the next, unless a reflection window lies between."""
     heads = [run for run in phase.graphs if run.name == HEAD]
     windows = [span for span in phase.stages if span.name == "reflect"]
     found = []
-    for before, after in zip(heads, heads[1:], strict=False):
+    for before, after in pairwise(heads):
         if not any(before.end_s <= span.start_s < after.end_s for span in windows):
             graphs = tuple(run for run in phase.graphs if before.end_s <= run.start_s and run.end_s <= after.end_s)
             found.append(Sample(after.end_s - before.end_s, graphs))
@@ -123,7 +126,7 @@ def first_token_s(phase: Phase) -> float:
 
 @dataclass(frozen=True)
 class Wait:
-    """What a user waits for: wall time, and the sum of its stages, which is more where they overlap (median, seconds)."""
+    """What a user waits for: wall time, and the sum of its stages in seconds (median; more where they overlap)."""
 
     name: str
     wall: Timing

@@ -1,0 +1,88 @@
+"""What should I change? The few sentences that a profile comes down to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...runtime.manifest import Manifest
+from .report import Memory, Stage, Total
+from .stages import ANSWER, COLD, FOLLOW_UP, HEAD_STAGE, PREFILL, READ, REFLECT, RESIZE, TOKEN, VISION
+
+LARGE = 0.25  # of a cold question: less is not where to begin
+SMALLER = {"fp32": "int8", "fp16": "int8", "bf16": "int8", "int8": "int4", "fp8": "int4"}
+
+
+def advise(stages: Sequence[Stage], totals: Sequence[Total], memory: Memory, manifest: Manifest) -> tuple[str, ...]:
+    """Where a cold question's time goes and what makes it less, what asking again costs, which context fits."""
+    seconds = cold_seconds(stages)
+    whole = sum(seconds.values())
+    large = [name for name in sorted(seconds, key=lambda name: -seconds[name]) if seconds[name] >= LARGE * whole]
+    found = {stage.name: stage for stage in stages}
+    lines = [_cold(name, seconds[name] / whole, found.get(name), manifest.precision) for name in large]
+    token = found.get(TOKEN)
+    if token:
+        lines.append(_token(token, manifest.precision))
+    lines.append(_again(totals))
+    if memory.context_fits < memory.context_limit:
+        lines.append(
+            f"memory: a context of {memory.context_fits} tokens fits, the bundle allows {memory.context_limit}; "
+            "free memory or lower --max-frames"
+        )
+    return tuple(lines)
+
+
+def cold_seconds(stages: Sequence[Stage]) -> dict[str, float]:
+    """Median seconds of what a cold question consists of, reflection steps together."""
+    seconds: dict[str, float] = {}
+    for stage in stages:
+        if stage.name.startswith(REFLECT):
+            seconds[f"{REFLECT}s"] = seconds.get(f"{REFLECT}s", 0.0) + stage.p50_s
+        elif stage.name in (READ, RESIZE, VISION, PREFILL, ANSWER, HEAD_STAGE):
+            seconds[stage.name] = stage.p50_s
+    return seconds
+
+
+def _cold(name: str, share: float, stage: Stage | None, precision: str) -> str:
+    """A large stage of a cold question."""
+    start = f"{name} is {share:.0%} of a cold question"
+    if name == READ:
+        return f"{start}: fewer frames (--fps, --max-frames) or a smaller file; it overlaps with vision"
+    if name == RESIZE:
+        return f"{start}: fewer frames (--max-frames), or a file that is already small"
+    less = "fewer or smaller frames (--max-frames, --max-pixels)"
+    work = stage.work if stage else None
+    if work is None or work.bound is None:
+        return f"{start}: {less}"
+    if work.bound == "neither":
+        return f"{start} at {_best(stage):.0%} of its ceiling: look at its operators below, or give it larger inputs"
+    return f"{start}, {work.bound}-bound at {_best(stage):.0%} of the ceiling: {less}{_lower(precision)}"
+
+
+def _token(token: Stage, precision: str) -> str:
+    work = token.work
+    start = f"an answer token takes {1e3 * token.p50_s:.3g} ms"
+    if work is None or work.bound is None:
+        return start
+    moved = f"{work.bytes_moved / 1e6:.3g} MB"
+    if work.bound == "neither":
+        return (
+            f"{start} for {moved}, {_best(token):.0%} of the ceiling: fixed costs, not bytes; threads may be too many"
+        )
+    return f"{start}, {work.bound}-bound, {moved} at {_best(token):.0%} of the ceiling{_lower(precision)}"
+
+
+def _lower(precision: str) -> str:
+    smaller = SMALLER.get(precision)
+    return f", or --precision {smaller}" if smaller else ""
+
+
+def _best(stage: Stage | None) -> float:
+    if stage is None or stage.work is None:
+        return 0.0
+    return max(stage.work.compute_share or 0.0, stage.work.bandwidth_share or 0.0)
+
+
+def _again(totals: Sequence[Total]) -> str:
+    seconds = {total.name: total.p50_s for total in totals}
+    cold, again = seconds[COLD], seconds[FOLLOW_UP]
+    return f"asking again costs {again / cold:.1%} of the first question: keep the session open"
