@@ -73,7 +73,8 @@ class MediaLimits:
 def smart_resize(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> Size:
     """The size, in multiples of `factor`, nearest to the picture's own within the budget; keeps the aspect ratio.
 
-    Source: Qwen2-VL's image processor. Raises MediaError where one side is 200 times the other or more.
+    Source: qwen-vl-utils 0.0.14, which the authors' evaluation goes through; it differs from transformers' function of
+    this name for sides under half of `factor`. Raises MediaError where one side is 200 times the other or more.
     """
     if max(height, width) >= MAX_ASPECT * min(height, width):
         raise MediaError(

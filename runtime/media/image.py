@@ -16,6 +16,8 @@ from ..errors import LimitError, MediaError
 from .budget import ImageBudget, MediaLimits, PatchLayout, smart_resize
 from .patches import patchify, resize
 
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "MPO")
+"""Those that `sniff` knows, so that Pillow tries no other (it hands PostScript to Ghostscript)."""
 ORIENTATION_TAG = 0x0112
 TURNED = range(5, 9)  # EXIF orientations that swap height and width
 WHITE = (255, 255, 255)
@@ -32,7 +34,7 @@ class ImageMedium:
         self.path, self._layout = path, layout
         with open_image(path, limits) as picture:
             width, height = _upright_size(picture)
-            frames = getattr(picture, "n_frames", 1)
+            frames = _frames(picture)
         self._size = _fit(path, height, width, layout, budget)
         self._limits = limits
         self.warnings: tuple[str, ...] = (f"only the first of {frames} pictures is read",) if frames > 1 else ()
@@ -63,7 +65,7 @@ def open_image(path: Path, limits: MediaLimits) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            picture = Image.open(path)
+            picture = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise LimitError(f"{path}: {error}; scale it down first") from None
     except Exception as error:  # Pillow's plug-ins raise what they like on broken headers
@@ -105,10 +107,20 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 def _upright_size(picture: Image.Image) -> tuple[int, int]:
     """Width and height as `exif_transpose` will leave them."""
+    if picture.format == "TIFF":  # Pillow gives and loads it upright
+        return picture.size
     orientation = None
     with suppress(Exception):  # a broken EXIF block says nothing about the size
         orientation = picture.getexif().get(ORIENTATION_TAG)
     return (picture.height, picture.width) if orientation in TURNED else picture.size
+
+
+def _frames(picture: Image.Image) -> int:
+    if picture.format == "MPO":  # a phone's photo with its preview or depth, not a film
+        return 1
+    with suppress(Exception):  # counting reads on to the end, which may be damaged
+        return int(getattr(picture, "n_frames", 1))
+    return 1
 
 
 def _fit(path: Path, height: int, width: int, layout: PatchLayout, budget: ImageBudget) -> tuple[int, int]:

@@ -15,10 +15,11 @@ from typing import Literal
 from ..errors import MediaError
 
 HEAD_BYTES = 4096
-TS_PACKET = 188
+TS_PACKET, M2TS_PACKET = 188, 192  # cameras and Blu-ray put 4 bytes of time before each packet
 
 IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
-IMAGE_BRANDS = (b"avif", b"avis")
+AVIF_BRANDS = (b"avif", b"avis")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
 VIDEO_STARTS = {
     b"\x1aE\xdf\xa3": "matroska",
@@ -52,7 +53,10 @@ def sniff(path: Path) -> Kind:
         raise MediaError(f"{path} is a directory; pass the files in it")
     if not stat.S_ISREG(mode):
         raise MediaError(f"{path} is not a regular file; save the video or image to one first")
-    kind = recognise(_head(path))
+    head = _head(path)
+    kind = recognise(head)
+    if kind is None and _brands(head)[:1] and _brands(head)[0] in HEIF_BRANDS:
+        raise MediaError(f"{path} is a HEIF photo, which we cannot read; convert it to JPEG")
     if kind is None:
         raise MediaError(f"{path} is neither a video nor an image that we know; convert it to MP4, MKV, PNG or JPEG")
     return kind
@@ -62,8 +66,11 @@ def recognise(head: bytes) -> Kind | None:
     """The kind of a file from its first bytes; None where unknown."""
     if head.startswith(IMAGE_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return Kind("image")
-    if head[4:8] == b"ftyp" and head[8:12] in IMAGE_BRANDS:
+    brands = _brands(head)
+    if any(brand in AVIF_BRANDS for brand in brands):
         return Kind("image")
+    if brands and brands[0] in HEIF_BRANDS:  # FFmpeg would show one tile of the photo as a video
+        return None
     if head[4:8] in MOV_ATOMS:
         return Kind("video", "mov")
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
@@ -71,9 +78,22 @@ def recognise(head: bytes) -> Kind | None:
     for start, demuxer in VIDEO_STARTS.items():
         if head.startswith(start):
             return Kind("video", demuxer)
-    if head[:1] == b"G" and head[TS_PACKET : TS_PACKET + 1] == b"G" and head[2 * TS_PACKET :][:1] in (b"G", b""):
+    if _has_rhythm(head, TS_PACKET) or _has_rhythm(head[M2TS_PACKET - TS_PACKET :], M2TS_PACKET):
         return Kind("video", "mpegts")
     return _elementary(head)
+
+
+def _brands(head: bytes) -> list[bytes]:
+    """Major and compatible brands of an ISO file."""
+    if head[4:8] != b"ftyp":
+        return []
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    return [head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4))]
+
+
+def _has_rhythm(head: bytes, packet: int) -> bool:
+    """Whether MPEG-TS packets begin at every so many bytes."""
+    return head[:1] == b"G" and head[packet : packet + 1] == b"G" and head[2 * packet :][:1] in (b"G", b"")
 
 
 def _elementary(head: bytes) -> Kind | None:
