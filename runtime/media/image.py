@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +32,7 @@ class ImageMedium:
 
     def __init__(self, path: Path, layout: PatchLayout, budget: ImageBudget, limits: MediaLimits) -> None:
         self.path, self._layout = path, layout
-        with open_image(path, limits) as picture:
+        with _quiet(), open_image(path, limits) as picture:
             width, height = _upright_size(picture)
             frames = _frames(picture)
         self._size = _fit(path, height, width, layout, budget)
@@ -63,9 +63,7 @@ class ImageMedium:
 def open_image(path: Path, limits: MediaLimits) -> Image.Image:
     """Read an image's header. Raises MediaError, or LimitError before pixels are decoded."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            picture = Image.open(path, formats=FORMATS)
+        picture = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise LimitError(f"{path}: {error}; scale it down first") from None
     except Exception as error:  # Pillow's plug-ins raise what they like on broken headers
@@ -79,9 +77,18 @@ def open_image(path: Path, limits: MediaLimits) -> Image.Image:
     return picture
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Pillow's warnings of bombs (our own limit follows) and of odd EXIF blocks off the terminal."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
 def read_rgb(path: Path, limits: MediaLimits) -> Image.Image:
     """An image upright in RGB: alpha over white, 16 bits cut to 8. Raises MediaError where it is damaged."""
-    with open_image(path, limits) as picture:
+    with _quiet(), open_image(path, limits) as picture:
         try:
             picture.load()
             with suppress(Exception):  # a broken EXIF block says nothing about the pixels
