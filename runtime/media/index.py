@@ -46,10 +46,12 @@ class FrameIndex:
     key_targets: Array
     """int64 [K]: what to seek to for each."""
     notes: tuple[str, ...]
+    rate: float
+    """Frames a second as the header has it; 0 where it does not say."""
 
     def timeline(self, first: int, last: int) -> Timeline:
         """The frames of a range."""
-        return Timeline(self.times[first:last] * self.unit_s)
+        return Timeline(self.times[first:last] * self.unit_s, self.rate)
 
 
 @dataclass
@@ -59,6 +61,8 @@ class _Packets:
     shown: list[int | None] = field(default_factory=list)
     decoded: list[int | None] = field(default_factory=list)
     keys: list[tuple[int, int]] = field(default_factory=list)
+    read: int = 0
+    """With those that an edit list cuts away."""
     end_s: float = 0.0
     cut: bool = False
     error: bool = False
@@ -103,6 +107,7 @@ def _collect(path: Path, container: InputContainer, stream: VideoStream, limits:
                 continue
             if len(found.shown) == limits.frames:
                 raise LimitError(f"{path} has more than {limits.frames} frames; pass a shorter cut")
+            found.read += 1
             if packet.is_keyframe and packet.pts is not None:
                 found.keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
             if not packet.is_discard:  # an edit list cuts it away: needed for decoding, never shown
@@ -127,7 +132,8 @@ def _timed(stream: VideoStream, found: _Packets, demuxer: str, notes: tuple[str,
     by_pts = demuxer == SEEK_BY_PTS
     keys = dict(sorted((pts, pts if by_pts else dts) for pts, dts in found.keys))
     key_times, targets = (np.array([*part], np.int64) for part in (keys.keys(), keys.values()))
-    return FrameIndex(times, float(stream.time_base), True, key_times, targets, notes)
+    rate = float(stream.average_rate or 0)
+    return FrameIndex(times, float(stream.time_base), True, key_times, targets, notes, rate)
 
 
 def _counted(stream: VideoStream, found: _Packets, demuxer: str, notes: tuple[str, ...]) -> FrameIndex:
@@ -138,16 +144,17 @@ def _counted(stream: VideoStream, found: _Packets, demuxer: str, notes: tuple[st
     elif demuxer not in ("avi", "mpeg"):  # these two have a fixed rate
         notes = (*notes, f"times are missing or repeat; taking {rate:g} frames a second")
     none = np.empty(0, np.int64)
-    return FrameIndex(np.arange(len(found.shown)), 1 / rate, False, none, none, notes)
+    return FrameIndex(np.arange(len(found.shown)), 1 / rate, False, none, none, notes, rate)
 
 
 def _damage(container: InputContainer, stream: VideoStream, found: _Packets, demuxer: str) -> tuple[str, ...]:
-    count, claimed = len(found.shown), stream.frames
-    if found.cut or (claimed and count < WHOLE * claimed):
+    # A trimmed MP4 still claims the frames from before; FFmpeg's index of it holds those that are to be read.
+    claimed = len(stream.index_entries) if demuxer == "mov" else stream.frames
+    if found.cut or found.read < WHOLE * claimed:
         whole = f" of {claimed}" if claimed else ""
-        return (f"the file is truncated: {count}{whole} frames are there",)
+        return (f"the file is truncated: {found.read}{whole} frames are there",)
     if found.error:
-        return (f"the file is damaged: reading stopped behind {count} frames",)
+        return (f"the file is damaged: reading stopped behind {found.read} frames",)
     if claimed or not container.duration or demuxer in UNTIMED:
         return ()
     start_s, whole_s = (container.start_time or 0) / av.time_base, container.duration / av.time_base

@@ -10,13 +10,15 @@ from ..engine import Array
 from .budget import VideoBudget
 
 UNEVEN = 1.5  # an interval of so many medians means a variable frame rate
+RATE_SLACK = 0.02  # a header's rate is believed where the frames' own times agree this well
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """A video's frames in the order they are shown: `seconds` float64 [F], rising."""
+    """A video's frames in the order they are shown: `seconds` float64 [F], rising; `rate` a second by the header."""
 
     seconds: Array
+    rate: float = 0.0
 
     @property
     def span_s(self) -> float:
@@ -30,9 +32,17 @@ class Timeline:
         return bool(len(steps) > 1 and steps.max() > UNEVEN * np.median(steps))
 
     def duration_s(self) -> float:
-        """Seconds that all frames are shown, the last as long as the median one."""
+        """Seconds that all frames are shown; by the header's rate where it is true, as qwen-vl-utils counts.
+
+        Else the last frame counts as long as the median one: times rounded to the container's ticks then may end up on
+        the other side of a half.
+        """
         steps = np.diff(self.seconds)
-        return self.span_s + float(np.median(steps)) if len(steps) else 0.0
+        if not len(steps):
+            return 0.0
+        if not self.variable and abs(steps.mean() * self.rate - 1) < RATE_SLACK:
+            return len(self.seconds) / self.rate
+        return self.span_s + float(np.median(steps))
 
 
 def frame_count(timeline: Timeline, budget: VideoBudget) -> int:

@@ -7,6 +7,7 @@ import pytest
 from reflectrt.runtime.errors import MediaError, UsageError
 from reflectrt.runtime.media import ImageBudget, MediaLimits, VideoBudget, smart_resize
 from reflectrt.runtime.media.budget import frame_size
+from reflectrt.runtime.media.sampling import Timeline, frame_count
 
 FACTOR = 28
 
@@ -72,3 +73,16 @@ def test_an_image_budget_needs_pixels() -> None:
 
 def test_threads_do_not_exceed_the_processors() -> None:
     assert 1 <= MediaLimits().decode_threads <= 8
+
+
+@pytest.mark.parametrize("rate", [8, 10, 15, 24, 24_000 / 1001, 25, 30_000 / 1001, 60])
+@pytest.mark.parametrize("ticks", [600, 1000, 12_288, 90_000])
+def test_frame_counts_are_those_of_the_rate_however_times_are_rounded(rate: float, ticks: int) -> None:
+    for total in range(2, 200):
+        timeline = Timeline(np.round(np.arange(total) / rate * ticks) / ticks, rate)
+        wanted = min(round(total / rate * 2), total)
+        assert frame_count(timeline, VideoBudget(fps=2)) == max(1, wanted - wanted % 2 if wanted > 1 else wanted)
+
+
+def test_a_header_that_lies_about_the_rate_is_not_believed() -> None:
+    assert frame_count(Timeline(np.arange(100) / 25, rate=1000.0), VideoBudget(fps=2)) == 8
