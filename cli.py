@@ -33,7 +33,7 @@ def run_guarded(run: Callable[[], int]) -> int:
     try:
         return run()
     except ReflectRTError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line, whatever a path has in it
         return error.exit_code
     except BrokenPipeError:  # the reader of our output is gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -236,8 +236,11 @@ def _gain(name: str) -> float:
 
     In the decoder attention must weigh more than the token itself, and choose rather than average, or answers
     hardly depend on the prompt. With 1.8 for queries and keys and 3 for outputs, other pixels move logits by
-    1.3 and float32 is within 1.3e-4 of float64; at 3 and 4 it errs by 1e-2, the model is chaotic.
+    1.3 and float32 is within 1.3e-4 of float64; at 3 and 4 it errs by 1e-2, the model is chaotic. So is a reflection
+    head that gives back its input's whole scale, step after step.
     """
+    if name.startswith("reflection_head"):
+        return 0.5
     if name.startswith("lm_head") or "embed_tokens" in name:
         return 3.0
     if "language_model" not in name:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from .answer import Answer, MediaReport
 from .bundle import open_bundle
-from .errors import CompatibilityError, ReflectRTError
+from .errors import CompatibilityError, ReflectRTError, UsageError
 from .session import Model, Session
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -19,10 +19,12 @@ def load(bundle: str | Path, device: Device = "auto", threads: int | None = None
     """Open a bundle folder on a device.
 
     `device` "auto" takes what the bundle was exported for; `threads` are the CPU threads of one operator (default: all
-    cores this process may use). Raises BundleError, CompatibilityError and ResourceError.
+    cores this process may use). Raises UsageError, BundleError, CompatibilityError and ResourceError.
     """
     from .onnxruntime import OrtCpuEngine  # here, so that `import reflectrt` does not load the engine library
 
+    if device not in get_args(Device):
+        raise UsageError(f"device is {device!r}; pass {', '.join(get_args(Device))}")
     opened = open_bundle(bundle)
     if device == "cuda":
         raise CompatibilityError(f"{bundle} runs on the CPU only: this version has no CUDA engine; pass --device cpu")

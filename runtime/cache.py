@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .contract import cache_names, cache_output
 from .engine import Buffer, Engine
+from .errors import LimitError
 from .manifest import ModelFacts
 from .memory import check_cache_fits
 
@@ -32,8 +33,13 @@ class KVCache:
         return {cache_output(name): buffer for name, buffer in self._buffers.items()}
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` more rows, keeping those that are filled. Raises ResourceError."""
-        wanted = self.length + tokens
+        """Make room for `tokens` more rows, keeping those that are filled. Raises LimitError and ResourceError."""
+        wanted, limit = self.length + tokens, self._model.max_context
+        if wanted > limit:
+            raise LimitError(
+                f"the context holds {limit} tokens and is full; use a smaller --max-new-tokens, --max-frames or "
+                "--max-pixels, or export with a larger --max-context"
+            )
         if wanted <= self.capacity:
             return
         capacity = -(-wanted // BUCKET) * BUCKET

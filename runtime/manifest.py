@@ -10,6 +10,7 @@ import json
 import types
 import typing
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from string import ascii_uppercase
 from typing import Any, Literal, TypeVar
 
 from .contract import Port, Signature, Sizes, signatures
@@ -202,6 +203,8 @@ def _check_ids(manifest: Manifest) -> None:
     ids = asdict(manifest.prompt)
     if manifest.reflection:
         ids |= {name: getattr(manifest.reflection, name) for name in ("begin", "step", "end")}
+    if len(manifest.prompt.letters) != len(ascii_uppercase):
+        raise BundleError(f"manifest: {len(manifest.prompt.letters)} letters, not A to Z; export the bundle again")
     for name, value in ids.items():
         parts = value if isinstance(value, tuple) else (value,)
         if not parts or not all(0 <= part < manifest.model.vocab for part in parts):

@@ -81,6 +81,10 @@ class OrtCpuEngine:
             raise CompatibilityError(
                 f"{bundle.path} was exported for {manifest.target}, this device is a CPU; export with --target cpu"
             )
+        if manifest.activation not in ("float32", "float16"):
+            raise CompatibilityError(
+                f"{bundle.path} computes in {manifest.activation}, which the CPU engine does not; export it in fp32"
+            )
         _check_version(manifest.engine.get("onnxruntime", "0"))
         self.activation = np.dtype(manifest.activation)
         options = _options(threads or len(os.sched_getaffinity(0)), operator_times)

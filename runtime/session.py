@@ -140,6 +140,7 @@ class Session:
         UsageError, LimitError (no room left in the context) and NumericError.
         """
         asked, chosen = Question(question, tuple(options)), from_names(AskOptions, how)
+        self._check_letters(asked)
         self._check_room(asked, chosen)
         clock = self._model.make_clock()
         self._stream.roll_back(self._mark)
@@ -208,6 +209,13 @@ class Session:
     def _stack(self, states: Sequence[Array]) -> Array:
         hidden = self._model.manifest.model.hidden
         return np.stack(states) if states else np.empty((0, hidden), np.float32)
+
+    def _check_letters(self, asked: Question) -> None:
+        """A small tokenizer may lack tokens of their own for late letters; then those options cannot be told apart."""
+        letters = self._model.manifest.prompt.letters[: len(asked.options)]
+        if len(set(letters)) < len(letters):
+            most = next(n for n in range(len(letters), 0, -1) if len(set(letters[:n])) == n)
+            raise UsageError(f"{len(letters)} options, but this checkpoint tells only {most} letters apart; pass fewer")
 
     def _check_room(self, asked: Question, how: AskOptions) -> None:
         need = self._mark.length + self._model.tokens_needed(asked, self.kind, how)

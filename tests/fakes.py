@@ -33,7 +33,7 @@ FACTS = ModelFacts(
     merge=2,
     window=8,
     tokens_per_second=2.0,
-    max_context=1000,
+    max_context=4000,
 )
 PROMPT = PromptTokens(
     opening=(1, 2),

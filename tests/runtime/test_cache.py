@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from fakes import FACTS, FakeEngine, make_manifest
 from reflectrt.runtime.cache import BUCKET, KVCache
-from reflectrt.runtime.errors import ResourceError
+from reflectrt.runtime.errors import LimitError, ResourceError
 from reflectrt.runtime.memory import cache_bytes
 from reflectrt.runtime.stream import CHUNK_TOKENS, Stream
 
@@ -93,3 +93,11 @@ def test_a_visual_segment_holds_its_start_until_it_ends() -> None:
     assert stream.position == 3 + 6 + 1
     times = [run["positions"][0].tolist() for run in engine.of("decoder")[1:]]
     assert times == [[3, 3, 5, 5], [7, 7, 9, 9]]
+
+
+def test_a_full_context_is_refused_with_its_size_and_the_settings() -> None:
+    stream = Stream(FakeEngine(), make_manifest(), 100)
+    stream.feed_tokens([1] * 3999)
+    stream.feed_tokens([1])
+    with pytest.raises(LimitError, match=r"holds 4000 tokens .*--max-new-tokens"):
+        stream.feed_tokens([1])

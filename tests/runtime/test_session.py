@@ -346,3 +346,14 @@ def test_buffers_are_views_of_one_memory(model: Model) -> None:
     row = whole.view((1, 1, 3), 2 * 3)
     assert row.shape == (1, 1, 3)
     np.testing.assert_array_equal(model.engine.download(row)[0, 0], model.engine.download(whole)[0, 2])
+
+
+def test_options_whose_letters_share_a_token_are_refused(exports: Exports) -> None:
+    bundle = open_bundle(exports.bundle())
+    letters = bundle.manifest.prompt.letters
+    prompt = replace(bundle.manifest.prompt, letters=(*letters[:5], letters[4], *letters[6:]))
+    model = Model(replace(bundle, manifest=replace(bundle.manifest, prompt=prompt)), OrtCpuEngine(bundle))
+    session = model.open(SyntheticMedia(random_medium("image", (1, 4, 4), 0)))
+    assert session.ask("Which?", ["a"] * 5).option in "ABCDE"
+    with pytest.raises(UsageError, match="only 5 letters"):
+        session.ask("Which?", ["a"] * 6)
