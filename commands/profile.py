@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in OUTPUTS:
         _check_writable(name, getattr(arguments, name))
     if arguments.plot:
-        plot.check()
+        plot.check(arguments.plot)
     plan = Plan(
         Workload(_source(arguments), arguments.question_tokens, arguments.steps),
         arguments.runs,
@@ -138,7 +138,7 @@ def _write(arguments: argparse.Namespace, measured: Any) -> None:
         if file:
             try:
                 write(file)
-            except (OSError, ValueError) as error:  # a full disk; a picture format that matplotlib does not know
+            except OSError as error:  # a disk that is full by now
                 raise UsageError(f"--{name} {file} cannot be written ({error}); pass another file") from None
 
 

@@ -8,9 +8,13 @@ from ...runtime.errors import UsageError
 from .advice import cold_seconds
 from .report import Report
 
+FORMATS = (".png", ".svg", ".pdf")
 
-def check() -> None:
-    """Raise UsageError where matplotlib is not installed, before anything is measured."""
+
+def check(file: Path) -> None:
+    """Raise UsageError before anything is measured: no matplotlib, or a picture of a kind that it does not write."""
+    if file.suffix.lower() not in FORMATS:
+        raise UsageError(f"--plot {file} does not end in {', '.join(FORMATS)}; pass a name that does")
     try:
         import matplotlib  # noqa: F401  # asked for by name only
     except ModuleNotFoundError:

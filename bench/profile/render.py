@@ -84,7 +84,7 @@ def bars(profile: Profile) -> list[str]:
 
 def stages(profile: Profile) -> list[str]:
     """Every stage and every wait, with percentiles and shares of the ceilings."""
-    lines = [f"{'milliseconds':22} {'p50':>9} {'p90':>9} {'p99':>9} {'TFLOP/s':>8} {'GB/s':>6}  ceiling"]
+    lines = [f"{'milliseconds':22} {'p50':>9} {'p90':>9} {'p99':>9} {'TFLOP/s':>7} {'GB/s':>6} ceiling"]
     lines += [_stage(stage) for stage in profile.stages]
     lines += ["", f"{'what a user waits for':22} {'p50':>9} {'p90':>9} {'p99':>9}   sum of stages"]
     return lines + [_total(total) for total in profile.totals]
@@ -99,7 +99,7 @@ def _stage(stage: Stage) -> str:
     work = stage.work
     if work is None:
         return line
-    line += f" {work.ops_per_s / 1e12:8.4f} {work.bytes_per_s / 1e9:6.2f}"
+    line += f" {work.ops_per_s / 1e12:7.3g} {work.bytes_per_s / 1e9:6.3g}"
     if work.bound is None:
         return line
     share = max(work.compute_share or 0.0, work.bandwidth_share or 0.0)

@@ -108,7 +108,7 @@ def steps(phase: Phase) -> list[Sample]:
 
 
 def tokens(phase: Phase) -> list[Sample]:
-    """Each answer token but the first: from one run of the head to the next, unless a reflection window lies between."""
+    """Each answer token but the first: from one run of the head to the next, unless a reflection window is between."""
     heads = [run for run in phase.graphs if run.name == HEAD]
     windows = [span for span in phase.stages if span.name == "reflect"]
     found = []

@@ -1,0 +1,159 @@
+"""Operations and bytes of graphs small enough to count by hand."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from reflectrt.bench.profile.shapes import from_model, read, walk
+from reflectrt.bench.profile.work import Work, count
+
+F32 = TensorProto.FLOAT
+
+
+def graph(nodes, inputs, outputs, **weights):
+    ports = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()]
+    ends = [helper.make_tensor_value_info(name, F32, None) for name in outputs]
+    stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    return from_model(helper.make_model(helper.make_graph(nodes, "g", ports, ends, stored)))
+
+
+def counted(found, shapes, past=0):
+    work, unknown = count(found, shapes, past)
+    assert not unknown
+    return work
+
+
+def test_a_matrix_product_with_a_bias():
+    # [5, 3] x [3, 4]: 5 * 4 results of 3 multiplications and 3 additions, and 20 additions.
+    found = graph(
+        [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])],
+        {"x": (F32, ["T", 3])},
+        ["y"],
+        w=np.zeros((3, 4), np.float32),
+        b=np.zeros(4, np.float32),
+    )
+    assert counted(found, {"x": (5, 3)}) == Work(
+        float_ops=2 * 5 * 3 * 4 + 20,
+        weight_bytes=4 * (12 + 4),
+        activation_bytes=4 * (15 + 20),
+        between_bytes=2 * 4 * (20 + 20),
+    )
+
+
+def test_a_weight_used_twice_moves_once():
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("MatMul", ["p", "w"], ["y"])]
+    found = graph(nodes, {"x": (F32, [2, 3])}, ["y"], w=np.zeros((3, 3), np.float32))
+    assert counted(found, {"x": (2, 3)}).weight_bytes == 36
+
+
+def test_gemm_with_a_transposed_weight():
+    found = graph(
+        [helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)], {"x": (F32, [2, 3])}, ["y"], w=np.zeros((7, 3), "f4")
+    )
+    work = counted(found, {"x": (2, 3)})
+    assert (work.float_ops, work.activation_bytes) == (2 * 2 * 3 * 7, 4 * (6 + 14))
+
+
+def test_a_table_moves_only_the_rows_looked_up():
+    found = graph(
+        [helper.make_node("Gather", ["table", "ids"], ["y"])],
+        {"ids": (TensorProto.INT64, [1, "T"])},
+        ["y"],
+        table=np.zeros((100, 8), np.float32),
+    )
+    assert counted(found, {"ids": (1, 3)}) == Work(
+        weight_bytes=3 * 8 * 4, activation_bytes=3 * 8 + 3 * 8 * 4, between_bytes=2 * 3 * 8 * 4
+    )
+
+
+def test_causal_attention_counts_the_pairs_it_may_see_and_the_cache_rows_it_reads_and_writes():
+    # 4 query heads of 8, 2 of keys and values; 3 tokens after 10: they see 11, 12 and 13 rows.
+    names = ["q", "k", "v", "key_cache.0", "value_cache.0", "last", "total"]
+    node = helper.make_node(
+        "GroupQueryAttention", names, ["y", "k_out", "v_out"], domain="com.microsoft", num_heads=4, kv_num_heads=2
+    )
+    cache = (1, 2, 64, 8)
+    shapes = {"q": (1, 3, 32), "k": (1, 3, 16), "v": (1, 3, 16), "key_cache.0": cache, "value_cache.0": cache}
+    inputs = {name: (F32, shape) for name, shape in shapes.items()}
+    inputs |= {"last": (TensorProto.INT32, [1]), "total": (TensorProto.INT32, [1])}
+    work = counted(graph([node], inputs, ["y"]), shapes | {"last": (1,), "total": (1,)}, past=10)
+    assert work.float_ops == (11 + 12 + 13) * 4 * 8 * 4  # a product and a sum for the score, as many for the values
+    assert work.cache_bytes == 2 * 2 * 8 * 4 * (13 + 3)  # keys and values, 2 heads of 8 floats: 13 read, 3 written
+    assert work.activation_bytes == 4 * (96 + 48 + 48 + 96) + 8  # the cache is not among them
+
+
+def test_full_attention_counts_all_pairs():
+    node = helper.make_node("Attention", ["q", "k", "v"], ["y"])
+    shapes = {"q": (2, 3, 5, 8), "k": (2, 3, 7, 8), "v": (2, 3, 7, 8)}
+    work = counted(graph([node], {name: (F32, shape) for name, shape in shapes.items()}, ["y"]), shapes)
+    assert work.float_ops == 4 * 2 * 3 * 5 * 7 * 8
+
+
+@pytest.mark.parametrize(("op", "each"), [("RMSNormalization", 4), ("Sigmoid", 1), ("Transpose", 0), ("Cos", 1)])
+def test_element_wise_operators(op, each):
+    inputs = ["x", "w"] if op == "RMSNormalization" else ["x"]
+    found = graph([helper.make_node(op, inputs, ["y"])], {"x": (F32, [2, 6])}, ["y"], w=np.ones(6, np.float32))
+    assert counted(found, {"x": (2, 6)}).float_ops == each * 12
+
+
+def test_products_of_dequantized_tensors_are_integer_work_over_one_byte_weights():
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["a"]),
+        helper.make_node("DequantizeLinear", ["w", "s"], ["b"]),
+        helper.make_node("MatMul", ["a", "b"], ["y"]),
+    ]
+    scale = {"s": np.float32(1), "z": np.uint8(0)}
+    weights = {name: np.asarray(value) for name, value in scale.items()} | {"w": np.zeros((3, 4), np.int8)}
+    work = counted(graph(nodes, {"x": (F32, [5, 3])}, ["y"], **weights), {"x": (5, 3)})
+    assert (work.float_ops, work.integer_ops, work.weight_bytes) == (0, 2 * 5 * 3 * 4, 12 + 4 + 1)
+
+
+def test_packed_four_bit_weights():
+    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", K=64, N=10, bits=4)
+    packed = {"w": np.zeros((10, 2, 16), np.uint8), "s": np.zeros((10, 2), np.float32)}
+    work = counted(graph([node], {"x": (F32, [1, 1, 64])}, ["y"], **packed), {"x": (1, 1, 64)})
+    assert (work.float_ops, work.weight_bytes) == (2 * 64 * 10, 10 * 64 // 2 + 4 * 20)
+
+
+def test_shapes_that_a_graph_computes_are_followed():
+    nodes = [
+        helper.make_node("Shape", ["x"], ["n"], start=0, end=1),
+        helper.make_node("Concat", ["n", "two", "rest"], ["s"], axis=0),
+        helper.make_node("Reshape", ["x", "s"], ["y"]),
+    ]
+    ends = {"two": np.array([2], np.int64), "rest": np.array([-1], np.int64)}
+    found = walk(graph(nodes, {"x": (F32, ["T", 6])}, ["y"], **ends), {"x": (5, 6)})
+    assert found.tensors["y"].shape == (5, 2, 3)
+
+
+def test_an_operator_without_a_rule_is_named():
+    work, unknown = count(graph([helper.make_node("Det", ["x"], ["y"])], {"x": (F32, [3, 3])}, ["y"]), {"x": (3, 3)})
+    assert (work.float_ops, unknown) == (0, {"Det"})
+
+
+def test_a_bundles_decoder_by_the_models_sizes(exports):
+    # "small": 2 layers, width 48, 3 heads of 16, one of keys and values; MLP as the checkpoint's config says.
+    import json
+
+    mlp = json.loads((exports.checkpoint() / "config.json").read_text())
+    mlp = (mlp.get("text_config") or mlp)["intermediate_size"]
+    file = exports.bundle() / "decoder.onnx"
+    tokens, past = 7, 20
+    shapes = {"embeddings": (1, tokens, 48), "positions": (3, tokens), "past_length": (1,)}
+    shapes |= {f"{kind}_cache.{layer}": (1, 1, 256, 16) for layer in range(2) for kind in ("key", "value")}
+    work = counted(read(file), shapes, past)
+    products = 2 * tokens * (2 * 48 * 48 + 2 * 48 * 16 + 3 * 48 * mlp)
+    attention = 4 * 48 * (tokens * past + tokens * (tokens + 1) // 2)
+    small = work.float_ops - 2 * (products + attention)
+    assert 0 < small < 0.05 * work.float_ops  # norms, rotary embedding, biases, activations
+    assert work.cache_bytes == 2 * 2 * 16 * 4 * (past + 2 * tokens)
+    assert work.weight_bytes == pytest.approx((exports.bundle() / "decoder.onnx.data").stat().st_size, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["vision", "embed", "decoder", "head"])
+def test_every_operator_of_a_bundle_has_a_rule(exports, name):
+    from reflectrt.bench.profile.shapes import RULES
+
+    model = onnx.load(str(exports.bundle() / f"{name}.onnx"), load_external_data=False)
+    assert {node.op_type for node in model.graph.node} <= set(RULES)
