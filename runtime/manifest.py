@@ -203,12 +203,12 @@ def _check_ids(manifest: Manifest) -> None:
     ids = asdict(manifest.prompt)
     if manifest.reflection:
         ids |= {name: getattr(manifest.reflection, name) for name in ("begin", "step", "end")}
-    if len(manifest.prompt.letters) != len(ascii_uppercase):
-        raise BundleError(f"manifest: {len(manifest.prompt.letters)} letters, not A to Z; export the bundle again")
     for name, value in ids.items():
         parts = value if isinstance(value, tuple) else (value,)
         if not parts or not all(0 <= part < manifest.model.vocab for part in parts):
             raise BundleError(f"manifest: {name} is {_short(value)}, no tokens of this model; export the bundle again")
+    if len(manifest.prompt.letters) != len(ascii_uppercase):
+        raise BundleError(f"manifest: {len(manifest.prompt.letters)} letters, not A to Z; export the bundle again")
 
 
 def _check_version(version: object) -> None:
