@@ -56,7 +56,7 @@ def _weighted(logits: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
 def image_labels(scene: ImageScene) -> Labels:
     """uint8 [1, rows, columns, HEADS] for a picture."""
     labels = np.zeros((scene.size[1] // CELL, scene.size[0] // CELL, HEADS), np.uint8)
-    rows = [_own(placed.thing) + [0, 0, 0, 0] for placed in scene.things]
+    rows = [[*_own(placed.thing), 0, 0, 0, 0] for placed in scene.things]
     for pair in scene.pairs:
         where = WHERE.index(pair.where)
         anchor, other = scene.things[pair.anchor].thing, scene.things[pair.other].thing

@@ -29,11 +29,12 @@ class Phase:
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW with warm-up and cosine decay to a twentieth; `seconds` stops early where it is not 0."""
+    """AdamW with warm-up and cosine decay to `floor` of the rate; `seconds` stops early where it is not 0."""
 
     phases: tuple[Phase, ...]
     rate: float
     warmup: int = 100
+    floor: float = 0.05
     clip: float = 1.0
     seed: int = 0
     seconds: float = 0.0
@@ -46,7 +47,7 @@ class Schedule:
 
     def rate_at(self, progress: float, step: int) -> float:
         """Learning rate; progress is 0..1, of steps or of seconds, whichever is further."""
-        decay = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        decay = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
         return self.rate * min(1.0, (step + 1) / self.warmup) * decay
 
 

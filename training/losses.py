@@ -32,8 +32,6 @@ def see_and_answer(network: Network, heads: Any, batch: Batch, dense_weight: flo
     visual = network.see(batch.pixels)
     hidden = network.branches(network.embed(batch.ids), network.prefill(batch, visual))
     answer = network.token_loss(hidden, batch.labels)
-    if dense_weight == 0:
-        return answer, {"ce": answer.detach()}
     dense = heads(visual, batch.dense.flatten(1, 3))
     return answer + dense_weight * dense, {"ce": answer.detach(), "dense": dense.detach()}
 

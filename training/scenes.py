@@ -20,7 +20,8 @@ from ..bench.needle.item import LETTERS, Question
 from ..bench.needle.picture import ImageScene, image_scene
 from ..bench.needle.picture_questions import image_questions
 from .dense import image_labels, video_labels
-from .prompt import IMAGE, VIDEO, Kind, asked, question_text, replied
+from .drill import drill_row
+from .prompt import IMAGE, Kind, asked, question_text, replied
 
 CROP = 56  # px: the re-encoded crop is CROP x CROP, 2 x 2 merged tokens
 REFLECTION = 4  # <VR> slots in training, the crop's merged tokens
@@ -29,7 +30,11 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Plan:
-    """What the batches of one phase hold; `sizes` are (width, height) in px, `counts` frames of a video."""
+    """What the batches of one phase hold; `sizes` are (width, height) in px, `counts` frames of a video.
+
+    open_share of the questions come without options and want the answer's words. hint_share of them tell the
+    answer in the question, which teaches to find the letter of a known answer. drill_share of them are drills.
+    """
 
     kind: Kind
     sizes: tuple[tuple[int, int], ...]
@@ -38,6 +43,8 @@ class Plan:
     counts: tuple[int, ...] = (1,)
     cells: tuple[int, int] = (2, 6)
     open_share: float = 0.0
+    hint_share: float = 0.0
+    drill_share: float = 0.0
     reflection: int = 0
     split: Split = "train"
     pixel_budget: int = 0  # px of all frames of a batch; caps `scenes` where not 0
@@ -88,7 +95,7 @@ def make_batch(plan: Plan, tokenizer: Tokenizer, random: Random) -> Batch:
         scenes = max(1, min(scenes, plan.pixel_budget // (size[0] * size[1] * count)))
     drawn = [_scene(random, plan, size, count) for _ in range(scenes)]
     asks = [question for _, questions, _, _ in drawn for question in questions]
-    rows = [_row(tokenizer, ask, plan, random.random() < plan.open_share) for ask in asks]
+    rows = [_row(tokenizer, ask, plan, random) for ask in asks]
     length = -(-max(len(ids) for ids, _, _, _ in rows) // 16) * 16
     pad = tokenizer.token_to_id("<|endoftext|>")
 
@@ -140,9 +147,15 @@ def crop_around(pixels: NDArray[np.uint8], question: Question) -> NDArray[np.uin
     return frame[None, top : top + CROP, left : left + CROP]
 
 
-def _row(tokenizer: Tokenizer, ask: Question, plan: Plan, bare: bool) -> tuple[list[int], list[int], int, int]:
+def _row(tokenizer: Tokenizer, ask: Question, plan: Plan, random: Random) -> tuple[list[int], list[int], int, int]:
     """Branch ids, labels, index of the first <VR> and of the token before the answer."""
-    text = question_text(ask.text, () if bare else ask.options, plan.kind)
+    draw = random.random()
+    if draw >= 1 - plan.drill_share:
+        return drill_row(tokenizer, random, plan.kind)
+    bare = draw < plan.open_share
+    hinted = plan.open_share <= draw < plan.open_share + plan.hint_share
+    asking = f"{ask.text} {ask.answer}" if hinted else ask.text
+    text = question_text(asking, () if bare else ask.options, plan.kind)
     question = tokenizer.encode(asked(text)).ids
     reply = tokenizer.encode(replied(ask.answer if bare else ask.label, plan.reflection)).ids
     skipped = tokenizer.token_to_id("<VR>")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from .backgrounds import Background, Split, clip
@@ -88,7 +89,7 @@ def _spans(random: Random, count: int, events: int) -> list[Span]:
     longest = max(1, (count - 1) // 10)
     edges = [2 * (count // 2 * number // events) for number in range(events + 1)]  # even: pairs stay whole
     spans = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         length = random.randint(max(1, longest // 3), min(longest, high - low))
         first = random.randint(low, high - length)
         spans.append((first, first + length))

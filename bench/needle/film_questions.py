@@ -1,6 +1,7 @@
 """The six kinds of question about a film. Each has one right answer, in one event's frames."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from random import Random
 
 from .film import Event, VideoScene
@@ -47,7 +48,7 @@ def _about_events(scene: VideoScene) -> Iterator[Draft]:
 def _about_order(random: Random, scene: VideoScene) -> Iterator[Draft]:
     """Two hops in time: an event is found by name, and the one after or before it is asked for."""
     shown = [event.thing.name for event in scene.events]
-    for earlier, later in zip(scene.events, scene.events[1:], strict=False):
+    for earlier, later in pairwise(scene.events):
         yield _next_to(f"What is shown just after the {earlier.thing.name}?", later, earlier, shown, "after")
         yield _next_to(f"What is shown just before the {later.thing.name}?", earlier, later, shown, "before")
     four = sorted(random.sample(range(len(scene.events)), 4))
