@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,9 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "MPO")
 ORIENTATION_TAG = 0x0112
 TURNED = range(5, 9)  # EXIF orientations that swap height and width
 WHITE = (255, 255, 255)
+
+# Where nobody has set up logging, Python would print what Pillow logs about odd files.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class ImageMedium:
