@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import get_ident
 from time import perf_counter
 
@@ -38,19 +38,36 @@ class GraphRun(Span):
     past: int
 
 
-@dataclass
 class Log:
-    """What happened since the last `take`. Appending to a list is atomic, so threads may share it."""
+    """What happened since the last `take`. Appending to a list is atomic, so threads may share it.
 
-    stages: list[Span] = field(default_factory=list)
-    graphs: list[GraphRun] = field(default_factory=list)
+    Entries are plain tuples until they are taken: a span made while the clock runs would cost more than the clock.
+    """
 
-    def take(self) -> Log:
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, float, float, int]] = []
+        self.graphs: list[tuple[RecordingGraph, float, float, int, tuple[tuple[int, ...], ...], int]] = []
+
+    def take(self) -> Taken:
         """Everything so far; the log is empty afterwards."""
-        taken = Log(self.stages[:], self.graphs[:])
+        taken = Taken(
+            tuple(Span(*entry) for entry in self.stages),
+            tuple(
+                GraphRun(graph.name, start, end, thread, graph.named(shapes), past)
+                for graph, start, end, thread, shapes, past in self.graphs
+            ),
+        )
         self.stages.clear()
         self.graphs.clear()
         return taken
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Stages and graph runs in the order they ended."""
+
+    stages: tuple[Span, ...]
+    graphs: tuple[GraphRun, ...]
 
 
 class SpanClock(Clock):
@@ -65,10 +82,11 @@ class SpanClock(Clock):
         """Time a block as part of the stage `name`, and keep when it ran."""
         start = perf_counter()
         try:
-            with super().stage(name):
-                yield
+            yield
         finally:
-            self._log.stages.append(Span(name, start, perf_counter(), get_ident()))
+            end = perf_counter()
+            self._seconds[name] += end - start
+            self._log.stages.append((name, start, end, get_ident()))
 
 
 class RecordingEngine:
@@ -78,10 +96,14 @@ class RecordingEngine:
         self.wrapped, self._log = engine, log
         self.device, self.activation = engine.device, engine.activation
         self._past = 0
+        self._graphs: dict[str, RecordingGraph] = {}
 
     def graph(self, name: str) -> RecordingGraph:
         """A graph by its name in the contract."""
-        return RecordingGraph(self.wrapped.graph(name), name, lambda: self._past if name == DECODER else 0, self._log)
+        if name not in self._graphs:
+            past = (lambda: self._past) if name == DECODER else (lambda: 0)
+            self._graphs[name] = RecordingGraph(self.wrapped.graph(name), name, past, self._log)
+        return self._graphs[name]
 
     def empty(self, shape: Sequence[int]) -> Buffer:
         """As the wrapped engine's."""
@@ -110,23 +132,34 @@ class RecordingGraph:
     """A graph whose runs are logged with their input shapes."""
 
     def __init__(self, graph: Graph, name: str, past: Callable[[], int], log: Log) -> None:
-        self._graph, self._name, self._past, self._log = graph, name, past, log
+        self._graph, self.name, self._past, self._log = graph, name, past, log
+        self._watched: tuple[str, ...] = ()
+        self._caches: tuple[str, ...] = ()
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """Run, and log it. On a device the run must be complete when it returns, as the runtime's are."""
         start = perf_counter()
         self._graph.run(inputs, outputs)
         end = perf_counter()
-        shapes = tuple((name, buffer.shape) for name, buffer in inputs.items())
-        past = self._past()
-        self._log.graphs.append(GraphRun(self._name, start, end, get_ident(), shapes, past))
+        if not self._watched:
+            # All caches have one shape by the contract: looking at two inputs a layer would cost more than the rest.
+            self._caches = tuple(name for name in inputs if "_cache." in name)
+            self._watched = tuple(name for name in inputs if name not in self._caches[1:])
+        shapes = tuple([inputs[name].shape for name in self._watched])
+        self._log.graphs.append((self, start, end, get_ident(), shapes, self._past()))
+
+    def named(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The shapes of all inputs by name, from those that were looked at."""
+        known = dict(zip(self._watched, shapes, strict=True))
+        return tuple(known.items()) + tuple((name, known[self._caches[0]]) for name in self._caches[1:])
 
 
 def seconds_per_span(count: int = 2000) -> float:
-    """What recording one stage and one graph run costs, in seconds (mean over `count` empty ones)."""
+    """What recording one stage or graph run costs, in seconds (mean over `count` empty ones of both)."""
     log, graph = Log(), _NoGraph()
     recorded = RecordingGraph(graph, "empty", lambda: 0, log)
-    return max(0.0, _cost(recorded, SpanClock(log), count) - _cost(graph, Clock(), count)) / count
+    extra_s = _cost(recorded, SpanClock(log), count) - _cost(graph, Clock(), count)
+    return max(0.0, extra_s) / (2 * count)
 
 
 def _cost(graph: Graph, clock: Clock, count: int) -> float:
