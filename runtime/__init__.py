@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -25,6 +26,9 @@ def load(bundle: str | Path, device: Device = "auto", threads: int | None = None
 
     if device not in get_args(Device):
         raise UsageError(f"device is {device!r}; pass {', '.join(get_args(Device))}")
+    cores = len(os.sched_getaffinity(0))
+    if threads is not None and not 1 <= threads <= cores:
+        raise UsageError(f"threads is {threads}, this process may use {cores} cores; pass 1 to {cores}")
     opened = open_bundle(bundle)
     if device == "cuda":
         raise CompatibilityError(f"{bundle} runs on the CPU only: this version has no CUDA engine; pass --device cpu")

@@ -393,3 +393,12 @@ def test_verify_agrees_with_the_right_checkpoint_and_not_with_another(
     status, out, _ = run(capfd, "verify", bundle, "--against", other)
     assert status == 1
     assert "DOES NOT AGREE" in out
+
+
+@pytest.mark.parametrize("threads", ["0", "100000"])
+def test_threads_that_the_machine_lacks_are_refused(threads: str) -> None:
+    bundle = str(Path(__file__).parents[1] / "assets" / "demo")
+    asked = ["ask", bundle, "clip.mp4", "-q", "What?", "--threads", threads]
+    done = subprocess.run([sys.executable, "-m", "reflectrt.cli", *asked], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
