@@ -87,12 +87,15 @@ def run(arguments: argparse.Namespace) -> int:
         _check_writable(name, getattr(arguments, name))
     if arguments.plot:
         plot.check(arguments.plot)
+    cores = len(os.sched_getaffinity(0))
+    if (arguments.threads or 0) > cores:
+        raise UsageError(f"--threads {arguments.threads} is more than this process has cores; pass {cores} or fewer")
     plan = Plan(
         Workload(_source(arguments), arguments.question_tokens, arguments.steps),
         arguments.runs,
         arguments.warm_up,
         arguments.device,
-        arguments.threads or len(os.sched_getaffinity(0)),
+        arguments.threads or cores,
         arguments.unverified,
         arguments.against,
         arguments.against_dtype,

@@ -139,6 +139,7 @@ def test_the_terminal_s_width(exports, capsys):
         (["--csv", "/"], "--csv / cannot be written"),
         (["--plot", "picture.doc"], ".png"),
         (["--device", "cuda"], "--device cpu"),
+        (["--threads", "100000"], "or fewer"),
         ([], "--unverified"),
     ],
 )
