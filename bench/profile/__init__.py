@@ -10,6 +10,7 @@
     memory.py     peaks, weights, cache; which context would fit
     operators.py  ONNX Runtime's own times of every operator
     report.py     the result as dataclasses and versioned JSON
+    trust.py      whether two profiles agree, what recording costs
     measure.py    all of it in one run; compare.py and against.py put others beside it
 
 Nothing here imports torch unless it is asked to measure PyTorch; without onnx, work and ceilings are left out.
