@@ -25,7 +25,7 @@ class Decoder:
     def __init__(self, container: InputContainer, stream: VideoStream, index: FrameIndex) -> None:
         self._container, self._stream, self._index = container, stream, index
         self._seekable = True
-        self._count = 0
+        self.decoded = 0
         self._last: tuple[int, VideoFrame] | None = None
         self._frames = self._decode(packets(container, stream))
         self.bad_packets = 0
@@ -63,9 +63,9 @@ class Decoder:
         frame = next(self._frames, None)
         if frame is None:
             return None
-        time = frame.pts if self._index.timed and frame.pts is not None else self._count
+        time = frame.pts if self._index.timed and frame.pts is not None else self.decoded
         self._last = (time, frame)
-        self._count += 1
+        self.decoded += 1
         return frame
 
     def notes(self) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ class Decoder:
         if not self._seekable or before < 1 or keys[before] <= at:
             return False
         start = self._key_packet(int(self._index.key_targets[before]))
-        if start is None or start.pts is None or not at < start.pts <= time:
+        if start is None or start.pts is None or start.pts > time:
             self._rewind()
             return False
         self._frames = self._decode(chain([start], packets(self._container, self._stream)))

@@ -26,8 +26,8 @@ BARE = ("h264", "hevc", "mpegvideo")
 """Streams without a container have no times at all."""
 UNTIMED = (*BARE, "mpeg")
 """A program stream has times for some frames; FFmpeg's guesses for the others go astray (seen: 117000 ticks twice)."""
-SEEK_BY_PTS = "matroska"
-"""Its index holds times of presentation. Others are sought by times of decoding: by the former, MPEG-TS overshoots."""
+SEEK_BY_PTS = ("mov", "matroska")
+"""Their key frames are found by times of presentation, the others' by times of decoding: else an MPEG-TS overshoots."""
 WHOLE = 0.9
 """Headers are off by a few frames; less than this part of what they claim means that the file was cut."""
 
@@ -129,7 +129,7 @@ def _timed(stream: VideoStream, found: _Packets, demuxer: str, notes: tuple[str,
         return None
     if demuxer == "avi" and found.shown != found.decoded:
         return None  # AVI has no times of presentation; where frames are reordered, FFmpeg's guesses are wrong
-    by_pts = demuxer == SEEK_BY_PTS
+    by_pts = demuxer in SEEK_BY_PTS
     keys = dict(sorted((pts, pts if by_pts else dts) for pts, dts in found.keys))
     key_times, targets = (np.array([*part], np.int64) for part in (keys.keys(), keys.values()))
     rate = float(stream.average_rate or 0)
