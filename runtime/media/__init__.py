@@ -32,7 +32,7 @@ def open_media(
     layout: PatchLayout,
     image_budget: ImageBudget,
     video_budget: VideoBudget,
-    limits: MediaLimits,
+    limits: MediaLimits | None = None,
     start_s: float | None = None,
     end_s: float | None = None,
 ) -> Media:
@@ -40,6 +40,7 @@ def open_media(
 
     Nothing is decoded but one frame of a video. Raises MediaError (not readable) and LimitError (too large).
     """
+    limits = limits or MediaLimits()
     kind = sniff(path)
     if kind.kind == "image":
         image = ImageMedium(path, layout, image_budget, limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -13,11 +14,13 @@ from av.video.stream import VideoStream
 
 from ..errors import LimitError, MediaError
 from .budget import MediaLimits
+from .sniff import shown
 
 NO_DECODER = {"codec_whitelist": "none"}
 """FFmpeg decodes frames to look into a stream, which took 310 MB for one FLV frame of 16384 x 8192; without decoders it
 reads the size from headers alone, in 2 MB."""
 
+MOST_ATOMS = 1000  # a film has a handful at its top level, a fragmented one two a fragment
 REPORTED = {"hevc": {"err_detect": "explode"}}
 """The HEVC decoder patches much in silence: of 32 films with 10 to 60 flipped bytes 12 were noticed without this and 20
 with it, one of them refused for want of a sound key frame. Other decoders flag patched frames, or would drop them."""
@@ -44,7 +47,7 @@ def check_size(path: Path, demuxer: str, limits: MediaLimits) -> None:
         name = _codec(path, stream).name
         if stream.width * stream.height > limits.frame_pixels:
             raise LimitError(
-                f"{path} is {stream.width} x {stream.height} {name}, over the limit of "
+                f"{shown(path)} is {stream.width} x {stream.height} {name}, over the limit of "
                 f"{limits.frame_pixels / 1e6:.0f} megapixels a frame; scale it down first"
             )
 
@@ -59,9 +62,31 @@ def _open(path: Path, demuxer: str, options: dict[str, str], more: dict[str, str
             metadata_errors="replace",
         )
     except (av.FFmpegError, ValueError, MemoryError) as error:
+        if demuxer == "mov" and not _has_atom(path, b"moov"):
+            raise MediaError(f"{shown(path)} has no index (moov): it is incomplete; copy or record it again") from None
         raise MediaError(
-            f"{path} cannot be opened as {demuxer} ({reason(error)}): incomplete or damaged; copy or convert it again"
+            f"{shown(path)} cannot be opened as {demuxer} ({reason(error)}): "
+            "incomplete or damaged; copy or convert it again"
         ) from None
+
+
+def _has_atom(path: Path, name: bytes) -> bool:
+    """Whether an MP4 has this atom at its top level."""
+    try:
+        with path.open("rb") as stream:
+            for _ in range(MOST_ATOMS):
+                head = stream.read(16)
+                if len(head) < 8 or head[4:8] == name:
+                    return len(head) >= 8
+                size = int.from_bytes(head[:4], "big")
+                if size == 1:  # the true size has 64 bits and follows
+                    size = int.from_bytes(head[8:], "big")
+                if size < 8:  # 0 means up to the end
+                    return False
+                stream.seek(size - len(head), os.SEEK_CUR)
+    except (OSError, ValueError, OverflowError):
+        return True  # nothing is known; the reader's own words will do
+    return False
 
 
 def _formats(demuxer: str) -> str:
@@ -69,12 +94,17 @@ def _formats(demuxer: str) -> str:
     return {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}.get(demuxer, demuxer)
 
 
+def films(container: InputContainer) -> list[VideoStream]:
+    """The video streams that are no cover pictures."""
+    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
-    """The largest stream that is film, not a cover picture."""
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    """The largest stream that is film."""
+    streams = films(container)
     if not streams:
         has = "audio" if container.streams.audio else "no picture"
-        raise MediaError(f"{path} has {has} but no video stream; pass another file")
+        raise MediaError(f"{shown(path)} has {has} but no video stream; pass another file")
     return max(streams, key=lambda s: (s.width or 0) * (s.height or 0) if s.codec_context else 0)
 
 
@@ -82,7 +112,7 @@ def _codec(path: Path, stream: VideoStream) -> av.VideoCodecContext:
     # PyAV leaves it None where FFmpeg has no decoder, which its types do not say.
     context: av.VideoCodecContext | None = stream.codec_context
     if context is None:
-        raise MediaError(f"{path} has a codec that this build of FFmpeg cannot decode; convert it to H.264")
+        raise MediaError(f"{shown(path)} has a codec that this build of FFmpeg cannot decode; convert it to H.264")
     return context
 
 

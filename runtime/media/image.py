@@ -16,6 +16,7 @@ from ..engine import Array
 from ..errors import LimitError, MediaError
 from .budget import ImageBudget, MediaLimits, PatchLayout, smart_resize
 from .patches import patchify, resize
+from .sniff import check_unchanged, shown, stamp
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "MPO")
 """Those that `sniff` knows, so that Pillow tries no other (it hands PostScript to Ghostscript)."""
@@ -35,7 +36,7 @@ class ImageMedium:
     second_per_grid = 0.0
 
     def __init__(self, path: Path, layout: PatchLayout, budget: ImageBudget, limits: MediaLimits) -> None:
-        self.path, self._layout = path, layout
+        self.path, self._layout, self._stamp = path, layout, stamp(path)
         with _quiet(), open_image(path, limits) as picture:
             width, height = _upright_size(picture)
             frames = _frames(picture)
@@ -61,6 +62,7 @@ class ImageMedium:
 
     def decoded(self) -> Iterator[Image.Image]:
         """The picture, upright in RGB and of its own size. Raises MediaError."""
+        check_unchanged(self.path, self._stamp)
         yield read_rgb(self.path, self._limits)
 
 
@@ -69,14 +71,15 @@ def open_image(path: Path, limits: MediaLimits) -> Image.Image:
     try:
         picture = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise LimitError(f"{path}: {error}; scale it down first") from None
+        raise LimitError(f"{shown(path)}: {error}; scale it down first") from None
     except Exception as error:  # Pillow's plug-ins raise what they like on broken headers
-        raise MediaError(f"{path} cannot be read as an image ({_short(error)}); save it anew") from None
+        raise MediaError(f"{shown(path)} cannot be read as an image ({_short(error)}); save it anew") from None
     pixels = picture.width * picture.height
     if pixels > limits.image_pixels:
         picture.close()
         raise LimitError(
-            f"{path} has {pixels / 1e6:.0f} megapixels, the limit is {limits.image_pixels / 1e6:.0f}; scale it down"
+            f"{shown(path)} has {pixels / 1e6:.0f} megapixels, "
+            f"the limit is {limits.image_pixels / 1e6:.0f}; scale it down"
         )
     return picture
 
@@ -99,7 +102,7 @@ def read_rgb(path: Path, limits: MediaLimits) -> Image.Image:
                 ImageOps.exif_transpose(picture, in_place=True)
             return _to_rgb(picture)
         except Exception as error:  # as above: any codec's own error
-            raise MediaError(f"{path} is damaged ({_short(error)}); save it anew") from None
+            raise MediaError(f"{shown(path)} is damaged ({_short(error)}); save it anew") from None
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -138,7 +141,7 @@ def _fit(path: Path, height: int, width: int, layout: PatchLayout, budget: Image
     try:
         return smart_resize(height, width, layout.factor, min(budget.min_pixels, budget.max_pixels), budget.max_pixels)
     except MediaError as error:
-        raise MediaError(f"{path}: {error}") from None
+        raise MediaError(f"{shown(path)}: {error}") from None
 
 
 def _short(error: Exception) -> str:

@@ -41,24 +41,39 @@ class Kind:
     demuxer: str = ""
 
 
+def shown(path: Path) -> str:
+    """A path for a message of one line: as it is, or quoted with escapes where it holds a newline or the like."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """What tells that a file is the same as before. Raises MediaError where it is gone."""
+    found = _stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(path: Path, before: tuple[int, ...]) -> None:
+    """Raises MediaError where the file is gone, or not the one that was stamped."""
+    if stamp(path) != before:
+        raise MediaError(f"{shown(path)} was changed after it was opened; open it again once it is complete")
+
+
 def sniff(path: Path) -> Kind:
     """What the file holds. Raises MediaError where it is not a regular file, or neither image nor video."""
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise MediaError(f"{path}: {(error.strerror or str(error)).lower()}; check the path") from None
-    except ValueError:
-        raise MediaError(f"{str(path)!r} is not a path; check it") from None
+    mode = _stat(path).st_mode
     if stat.S_ISDIR(mode):
-        raise MediaError(f"{path} is a directory; pass the files in it")
+        raise MediaError(f"{shown(path)} is a directory; pass the files in it")
     if not stat.S_ISREG(mode):
-        raise MediaError(f"{path} is not a regular file; save the video or image to one first")
+        raise MediaError(f"{shown(path)} is not a regular file; save the video or image to one first")
     head = _head(path)
     kind = recognise(head)
     if kind is None and _brands(head)[:1] and _brands(head)[0] in HEIF_BRANDS:
-        raise MediaError(f"{path} is a HEIF photo, which we cannot read; convert it to JPEG")
+        raise MediaError(f"{shown(path)} is a HEIF photo, which we cannot read; convert it to JPEG")
     if kind is None:
-        raise MediaError(f"{path} is neither a video nor an image that we know; convert it to MP4, MKV, PNG or JPEG")
+        raise MediaError(
+            f"{shown(path)} is neither a video nor an image that we know; convert it to MP4, MKV, PNG or JPEG"
+        )
     return kind
 
 
@@ -106,9 +121,18 @@ def _elementary(head: bytes) -> Kind | None:
     return Kind("video", "h264") if body[0] & 0x1F in (7, 9) else None  # SPS, AUD
 
 
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise MediaError(f"{shown(path)}: {(error.strerror or str(error)).lower()}; check the path") from None
+    except ValueError:
+        raise MediaError(f"{str(path)!a} is not a path; check it") from None
+
+
 def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
             return os.read(stream.fileno(), HEAD_BYTES)
     except OSError as error:
-        raise MediaError(f"{path}: {(error.strerror or str(error)).lower()}; check its permissions") from None
+        raise MediaError(f"{shown(path)}: {(error.strerror or str(error)).lower()}; check its permissions") from None

@@ -18,6 +18,7 @@ from .decoder import Decoder, upright, upright_size
 from .index import FrameIndex, read_index
 from .patches import patchify, resize
 from .sampling import chosen_frames, frame_count
+from .sniff import check_unchanged, shown, stamp
 
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273, transfer characteristics
 
@@ -37,6 +38,7 @@ class VideoMedium:
         span_s: tuple[float | None, float | None],
     ) -> None:
         self.path, self._demuxer, self._layout, self._limits = path, demuxer, layout, limits
+        self._stamp = stamp(path)
         self._index = read_index(path, demuxer, limits)
         first, last = _range(path, self._index, span_s)
         timeline = self._index.timeline(first, last)
@@ -90,7 +92,7 @@ class VideoMedium:
 
     def _finish(self, read: int) -> None:
         if read == 0:
-            raise MediaError(f"{self.path} has no frame that can be decoded; convert it again from its source")
+            raise MediaError(f"{shown(self.path)} has no frame that can be decoded; convert it again from its source")
         if read < self.frames:
             self.warnings += (f"only {read} of {self.frames} frames could be read: the file is damaged",)
             self.frames = read
@@ -101,7 +103,8 @@ class VideoMedium:
         return (resize(upright(frame, reformatter), self._size) for frame in self.decoded())
 
     def decoded(self) -> Iterator[VideoFrame]:
-        """The wanted frames in order as the decoder gives them."""
+        """The wanted frames in order as the decoder gives them. Raises MediaError."""
+        check_unchanged(self.path, self._stamp)
         with opened(self.path, self._demuxer, self._limits) as (container, stream):
             decoder = Decoder(container, stream, self._index)
             for time in self._wanted:
@@ -116,7 +119,7 @@ class VideoMedium:
         with opened(self.path, self._demuxer, self._limits) as (container, stream):
             frame = Decoder(container, stream, self._index).next_frame()
         if frame is None:
-            raise MediaError(f"{self.path} has no frame that can be decoded; convert it again from its source")
+            raise MediaError(f"{shown(self.path)} has no frame that can be decoded; convert it again from its source")
         return frame
 
 
@@ -128,7 +131,9 @@ def _range(path: Path, index: FrameIndex, span_s: tuple[float | None, float | No
     last = len(seconds) if end is None else int(np.searchsorted(seconds, end, side="right"))
     if first >= last:
         until = "its end" if end is None else f"{end:g} s"
-        raise MediaError(f"{path} has no frame between {start or 0:g} s and {until}; it is {seconds[-1]:.2f} s long")
+        raise MediaError(
+            f"{shown(path)} has no frame between {start or 0:g} s and {until}; it is {seconds[-1]:.2f} s long"
+        )
     return first, last
 
 
@@ -137,7 +142,7 @@ def _fit(path: Path, look: VideoFrame, frames: int, layout: PatchLayout, budget:
     try:
         return frame_size(height, width, frames, layout.factor, budget)
     except MediaError as error:
-        raise MediaError(f"{path}: {error}") from None
+        raise MediaError(f"{shown(path)}: {error}") from None
 
 
 def _notes(look: VideoFrame) -> tuple[str, ...]:

@@ -89,6 +89,15 @@ def test_any_name_can_be_opened(tmp_path: Path, name: str, monkeypatch: pytest.M
     assert len(pictures(opened(Path(name)))) == 2
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_error_about_any_name_is_one_line_that_can_be_printed(tmp_path: Path, name: str) -> None:
+    for content in (b"text", (b"\0\0\0\x08moov" * 9), b"\x89PNG\r\n\x1a\n"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(MediaError) as caught:
+            opened(tmp_path / name)
+        assert str(caught.value).isprintable()
+
+
 def test_a_symlink_to_a_video_is_followed(tmp_path: Path) -> None:
     (tmp_path / "link.mp4").symlink_to(film(tmp_path / "film.mp4", 2))
     assert opened(tmp_path / "link.mp4").frames == 2
