@@ -49,7 +49,7 @@ def rotary(language: Any, position: Tensor) -> Rotary:
 def branch_mask(prefix: int, branches: int, length: int, device: torch.device) -> Tensor:
     """Who sees whom, bool [1, 1, branches * length, prefix + branches * length]."""
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    own = torch.block_diag(*[causal] * branches).bool()
+    own = torch.kron(torch.eye(branches, dtype=torch.bool, device=device), causal)
     seen = torch.ones(branches * length, prefix, dtype=torch.bool, device=device)
     return torch.cat([seen, own], dim=1)[None, None]
 
@@ -117,4 +117,5 @@ def _keys_values(attn: Any, h: Tensor, table: Rotary) -> tuple[Tensor, Tensor]:
 
 def _mlp(layer: Any, x: Tensor) -> Tensor:
     h = rms_norm(layer.post_attention_layernorm, x)
-    return layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
+    out: Tensor = layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
+    return out

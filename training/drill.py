@@ -11,25 +11,25 @@ from tokenizers import Tokenizer
 from ..bench.needle.item import LETTERS
 from ..bench.needle.palette import COLOURS, SHAPES
 from .prompt import Kind, asked, question_text
+from .row import IGNORED, Row, token_id
 
-IGNORED = -100
 RECALLS = 8
 NEEDLE_WORDS = (*COLOURS, *SHAPES, *(str(digit) for digit in range(10)))
 
 
-def drill_row(tokenizer: Tokenizer, random: Random, kind: Kind) -> tuple[list[int], list[int], int, int]:
-    """Ids, labels (letters only), and the places a question would have (first slot, colon; unused here)."""
+def drill_row(tokenizer: Tokenizer, random: Random, kind: Kind) -> Row:
+    """Ids, labels are the letters alone; slot and colon mean nothing here."""
     words = _words(tokenizer, random)
     ids = tokenizer.encode(asked(question_text("Recall.", words, kind))).ids
     start = len(ids)
     labels = [IGNORED] * start
     for _ in range(RECALLS):
         number = random.randrange(4)
-        said = tokenizer.encode(f"{words[number]}:").ids
+        said = tokenizer.encode(f" {words[number]}:").ids  # with its space, so that its token is the option's own
         letter = tokenizer.encode(f" {LETTERS[number]}\n").ids
         ids += said + letter
         labels += [IGNORED] * len(said) + letter[:1] + [IGNORED] * (len(letter) - 1)
-    return ids, labels, start, start
+    return Row(ids, labels, start, start)
 
 
 def _words(tokenizer: Tokenizer, random: Random) -> list[str]:
@@ -39,7 +39,7 @@ def _words(tokenizer: Tokenizer, random: Random) -> list[str]:
         return random.sample(pool, 4)
     words: list[str] = []
     while len(words) < 4:
-        word = tokenizer.decode([random.randrange(300, tokenizer.token_to_id("<|endoftext|>"))]).strip()
+        word = tokenizer.decode([random.randrange(300, token_id(tokenizer, "<|endoftext|>"))]).strip()
         if word.isalpha() and word.isascii() and word not in words:
             words.append(word)
     return words

@@ -19,6 +19,7 @@ from .loop import load, to_device
 from .model import load_model
 from .network import Network, take
 from .prompt import IMAGE, VIDEO
+from .row import token_id
 from .scenes import REFLECTION, Batch, Plan
 
 DEVELOPMENT_SEED = 990  # not a seed of the reported evaluations
@@ -38,8 +39,8 @@ def right(network: Network, batch: Batch, steps: int) -> Tensor:
     if steps:
         embeds = network.reflect(embeds, batch.slots, prefix, steps)
     hidden = take(network.branches(embeds, prefix), batch.colon, 1)[:, :, 0]
-    letters = torch.tensor([network.tokenizer.token_to_id(f"Ġ{letter}") for letter in LETTERS], device=hidden.device)
-    scores = network.model.lm_head(hidden)[..., letters]
+    letters = torch.tensor([token_id(network.tokenizer, f"Ġ{letter}") for letter in LETTERS], device=hidden.device)
+    scores: Tensor = network.model.lm_head(hidden)[..., letters]
     return scores.argmax(-1) == batch.answer
 
 

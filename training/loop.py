@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def _step(
     for batch in batches:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             total, parts = loss(to_device(batch, device))
-        total.backward()
+        torch.autograd.backward(total)
         named |= {f"{batch.kind} {name}": value for name, value in parts.items()}
     torch.nn.utils.clip_grad_norm_(parameters, clip)
     optimiser.step()
@@ -123,9 +123,8 @@ def load(plan: Plan, tokenizer: Tokenizer, seed: int, first: int, count: int, wo
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on a device."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return Batch(
-        **{name: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for name, v in values.items()}
-    )
+    tensors: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(batch, **tensors)
 
 
 def save_parts(tensors: dict[str, Tensor], folder: Path, name: str) -> None:

@@ -3,11 +3,13 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from .row import token_id
 from .tokens import SPECIAL_TOKENS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # preprocessor_config.json of Qwen2.5-VL
@@ -22,6 +24,11 @@ CHAT_TEMPLATE = (
     "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+# transformers annotates neither its models nor their configs strictly enough for mypy: they are Any from here on.
+make_qwen: Any = Qwen2_5_VLForConditionalGeneration
+make_fast_tokenizer: Any = PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,18 @@ class SmallModel:
 
     def config(self, tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
         """The checkpoint's `config.json`, reflection's token ids included."""
-        token = tokenizer.token_to_id
         config = Qwen2_5_VLConfig(
             text_config=self._text(tokenizer),
             vision_config=self._vision(),
-            image_token_id=token("<|image_pad|>"),
-            video_token_id=token("<|video_pad|>"),
-            vision_start_token_id=token("<|vision_start|>"),
-            vision_end_token_id=token("<|vision_end|>"),
+            image_token_id=token_id(tokenizer, "<|image_pad|>"),
+            video_token_id=token_id(tokenizer, "<|video_pad|>"),
+            vision_start_token_id=token_id(tokenizer, "<|vision_start|>"),
+            vision_end_token_id=token_id(tokenizer, "<|vision_end|>"),
             tie_word_embeddings=False,
         )
-        config.vtk_start_id, config.vtk_id, config.vtk_end_id = map(token, ("<BOR>", "<VR>", "<EOR>"))
+        config.vtk_start_id, config.vtk_id, config.vtk_end_id = (
+            token_id(tokenizer, name) for name in ("<BOR>", "<VR>", "<EOR>")
+        )
         return config
 
     def _text(self, tokenizer: Tokenizer) -> dict[str, object]:
@@ -92,25 +100,25 @@ class SmallModel:
         }
 
 
-def new_model(sizes: SmallModel, tokenizer: Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
+def new_model(sizes: SmallModel, tokenizer: Tokenizer, seed: int) -> Any:
     """Random weights, float32, on the CPU; the same for the same seed."""
     torch.manual_seed(seed)
-    return Qwen2_5_VLForConditionalGeneration(sizes.config(tokenizer))
+    return make_qwen(sizes.config(tokenizer))
 
 
-def load_model(folder: Path) -> tuple[Qwen2_5_VLForConditionalGeneration, Tokenizer]:
+def load_model(folder: Path) -> tuple[Any, Tokenizer]:
     """Open a checkpoint in Hugging Face format, the small one or a published one, as float32."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def save_model(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> None:
+def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
     """Write a checkpoint as the published ones are: bfloat16 safetensors, tokenizer, template, preprocessor."""
     folder.mkdir(parents=True, exist_ok=True)
-    halved = Qwen2_5_VLForConditionalGeneration(model.config).to(torch.bfloat16)
+    halved = make_qwen(model.config).to(torch.bfloat16)
     halved.load_state_dict(model.state_dict())
     halved.save_pretrained(folder, max_shard_size=SHARD_LIMIT)
-    fast = PreTrainedTokenizerFast(
+    fast = make_fast_tokenizer(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from . import decoder, vision
 from .prompt import IMAGE, PREFIX
-from .scenes import IGNORED, REFLECTION, Batch
+from .row import IGNORED
+from .scenes import REFLECTION, Batch
 
 TOKENS_PER_SECOND = 2  # positions a temporal grid row, second_per_grid being 1.0 as the authors leave it
 SCENE_PIXELS = 64 * 2**20  # frames are encoded this many px at a time where no gradient is kept
@@ -46,7 +47,7 @@ class Network:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings, in the type that autocast computes in."""
-        embedded = self.model.model.language_model.embed_tokens(ids)
+        embedded: Tensor = self.model.model.language_model.embed_tokens(ids)
         return embedded.to(torch.get_autocast_dtype("cuda")) if torch.is_autocast_enabled("cuda") else embedded
 
     def prefill(self, batch: Batch, visual: Tensor) -> Prefilled:

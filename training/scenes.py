@@ -3,6 +3,7 @@
 Batch `n` of a seed is always the same, whichever worker draws it, so training resumes exactly.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
@@ -22,10 +23,10 @@ from ..bench.needle.picture_questions import image_questions
 from .dense import image_labels, video_labels
 from .drill import drill_row
 from .prompt import IMAGE, Kind, asked, question_text, replied
+from .row import IGNORED, Row, token_id
 
 CROP = 56  # px: the re-encoded crop is CROP x CROP, 2 x 2 merged tokens
 REFLECTION = 4  # <VR> slots in training, the crop's merged tokens
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -96,21 +97,20 @@ def make_batch(plan: Plan, tokenizer: Tokenizer, random: Random) -> Batch:
     drawn = [_scene(random, plan, size, count) for _ in range(scenes)]
     asks = [question for _, questions, _, _ in drawn for question in questions]
     rows = [_row(tokenizer, ask, plan, random) for ask in asks]
-    length = -(-max(len(ids) for ids, _, _, _ in rows) // 16) * 16
-    pad = tokenizer.token_to_id("<|endoftext|>")
+    length = -(-max(len(row.ids) for row in rows) // 16) * 16
 
-    def table(column: int, fill: int) -> Tensor:
-        padded = [row[column] + [fill] * (length - len(row[column])) for row in rows]  # type: ignore[operator]  # columns 0 and 1 are lists
-        return torch.tensor(padded).view(scenes, -1, length)
+    def table(lists: Iterable[list[int]], fill: int) -> Tensor:
+        return torch.tensor([numbers + [fill] * (length - len(numbers)) for numbers in lists]).view(scenes, -1, length)
 
     numbers = torch.tensor(
-        [[slot, colon, LETTERS.index(ask.label)] for (_, _, slot, colon), ask in zip(rows, asks, strict=True)]
+        [[row.slot, row.colon, LETTERS.index(ask.label)] for row, ask in zip(rows, asks, strict=True)]
     )
     slots, colon, answer = numbers.view(scenes, -1, 3).unbind(-1)
     return Batch(
         plan.kind,
         torch.from_numpy(np.stack([pixels for pixels, _, _, _ in drawn])),
-        table(0, pad), table(1, IGNORED),
+        table((row.ids for row in rows), token_id(tokenizer, "<|endoftext|>")),
+        table((row.labels for row in rows), IGNORED),
         torch.from_numpy(np.stack([crop for _, _, crops, _ in drawn for crop in crops])),
         torch.from_numpy(np.stack([labels for _, _, _, labels in drawn])),
         slots, colon, answer,
@@ -139,7 +139,7 @@ def _scene(random: Random, plan: Plan, size: tuple[int, int], count: int) -> Dra
 
 def crop_around(pixels: NDArray[np.uint8], question: Question) -> NDArray[np.uint8]:
     """The needle at the resolution it has, from the middle of its span: uint8 [1, CROP, CROP, 3]."""
-    frame = pixels[sum(question.span or (0, 0)) // 2]
+    frame: NDArray[np.uint8] = pixels[sum(question.span or (0, 0)) // 2]
     left, top = (
         min(max((question.box[axis] + question.box[axis + 2] - CROP) // 2, 0), frame.shape[1 - axis] - CROP)
         for axis in (0, 1)
@@ -147,7 +147,7 @@ def crop_around(pixels: NDArray[np.uint8], question: Question) -> NDArray[np.uin
     return frame[None, top : top + CROP, left : left + CROP]
 
 
-def _row(tokenizer: Tokenizer, ask: Question, plan: Plan, random: Random) -> tuple[list[int], list[int], int, int]:
+def _row(tokenizer: Tokenizer, ask: Question, plan: Plan, random: Random) -> Row:
     """Branch ids, labels, index of the first <VR> and of the token before the answer."""
     draw = random.random()
     if draw >= 1 - plan.drill_share:
@@ -158,7 +158,7 @@ def _row(tokenizer: Tokenizer, ask: Question, plan: Plan, random: Random) -> tup
     text = question_text(asking, () if bare else ask.options, plan.kind)
     question = tokenizer.encode(asked(text)).ids
     reply = tokenizer.encode(replied(ask.answer if bare else ask.label, plan.reflection)).ids
-    skipped = tokenizer.token_to_id("<VR>")
+    skipped = token_id(tokenizer, "<VR>")
     labels = [IGNORED] * len(question) + [IGNORED if token == skipped else token for token in reply]
     colon = len(question) + (plan.reflection + 2 if plan.reflection else 0) + 3  # "The answer is:" is 4 tokens
-    return question + reply, labels, len(question) + 1, colon
+    return Row(question + reply, labels, len(question) + 1, colon)

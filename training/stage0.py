@@ -106,7 +106,7 @@ def compile_layers() -> None:
     decoder.run_branch_layer = torch.compile(decoder.run_branch_layer, dynamic=True)
 
 
-def start(folder: Path | None, seed: int, device: str) -> tuple[nn.Module, DenseHeads, Tokenizer]:
+def start(folder: Path | None, seed: int, device: str) -> tuple[Any, DenseHeads, Tokenizer]:
     """A new model, or one saved by an earlier run."""
     root = Path(__file__).parents[1]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json")) if folder else train_tokenizer(english(root))

@@ -78,7 +78,7 @@ def encode(visual: Any, pixels: Tensor, layout: Windows) -> Tensor:
     for number, block in enumerate(visual.blocks):
         full = number in visual.fullatt_block_indexes
         x = run_block(block, x, layout.cos, layout.sin, valid, 1 if full else layout.count)
-    merged = visual.merger(x.to(embedded.dtype)).view(count, -1, visual.config.out_hidden_size)
+    merged: Tensor = visual.merger(x.to(embedded.dtype)).view(count, -1, visual.config.out_hidden_size)
     if not layout.padded:
         return merged[:, layout.place.argsort()]
     kept = layout.place >= 0
@@ -89,14 +89,16 @@ def run_block(block: Any, x: Tensor, cos: Tensor, sin: Tensor, valid: Tensor | N
     """One block over x [N, P, D], attention within each of `parts` equal stretches of P."""
     x = x + _attention(block.attn, rms_norm(block.norm1, x), cos, sin, valid, parts)
     h = rms_norm(block.norm2, x)
-    return x + block.mlp.down_proj(F.silu(block.mlp.gate_proj(h)) * block.mlp.up_proj(h))
+    out: Tensor = x + block.mlp.down_proj(F.silu(block.mlp.gate_proj(h)) * block.mlp.up_proj(h))
+    return out
 
 
 def rms_norm(norm: Any, x: Tensor) -> Tensor:
     """RMSNorm in float32, given back in x's type."""
     wide = x.float()
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.variance_epsilon)
-    return (wide * norm.weight.float()).to(x.dtype)
+    scaled: Tensor = (wide * norm.weight.float()).to(x.dtype)
+    return scaled
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -116,7 +118,8 @@ def _attention(attn: Any, h: Tensor, cos: Tensor, sin: Tensor, valid: Tensor | N
     if valid is not None:
         mask = valid.view(1, parts, 1, 1, stretch).expand(count, -1, 1, stretch, -1).flatten(0, 1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return attn.proj(out.transpose(1, 2).reshape(count, length, width))
+    projected: Tensor = attn.proj(out.transpose(1, 2).reshape(count, length, width))
+    return projected
 
 
 def _autocasting() -> bool:

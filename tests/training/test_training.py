@@ -5,7 +5,6 @@ from random import Random
 
 import pytest
 import torch
-
 from reflectrt.training import decoder, vision
 from reflectrt.training.dense import DenseHeads
 from reflectrt.training.drill import drill_row
@@ -13,7 +12,8 @@ from reflectrt.training.loop import Phase, Schedule, train
 from reflectrt.training.losses import Reflecting, answer_only, reflecting, see_and_answer
 from reflectrt.training.model import CLIP_MEAN, CLIP_STD, SmallModel, load_model, new_model, save_model
 from reflectrt.training.network import Network, put, take
-from reflectrt.training.scenes import IGNORED, Plan, make_batch
+from reflectrt.training.row import IGNORED
+from reflectrt.training.scenes import Plan, make_batch
 from reflectrt.training.stage0 import decoder_weights
 from reflectrt.training.tokens import train_tokenizer
 
@@ -86,10 +86,11 @@ def test_a_batch_is_what_its_number_says(tokenizer):
 
 
 def test_drills_ask_for_letters_that_stand_beside_the_words(tokenizer):
-    ids, labels, _, _ = drill_row(tokenizer, Random(0), "image")
-    said = tokenizer.decode(ids, skip_special_tokens=False)
-    letters = [tokenizer.decode([label]).strip() for label in labels if label != IGNORED]
-    recalls = said.split("assistant\n")[1].strip().split("\n")
+    row = drill_row(tokenizer, Random(0), "image")
+    said = tokenizer.decode(row.ids, skip_special_tokens=False)
+    letters = [tokenizer.decode([label]).strip() for label in row.labels if label != IGNORED]
+    recalls = said.split("assistant\n")[1].rstrip().split("\n")
+    recalls = [line.strip() for line in recalls]
     assert [line.split(": ")[1] for line in recalls] == letters
     assert all(f"{line.split(': ')[1]}. {line.split(': ')[0]}\n" in said for line in recalls)
 

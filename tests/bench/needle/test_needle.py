@@ -7,7 +7,6 @@ from random import Random
 
 import numpy as np
 import pytest
-
 from reflectrt.bench.needle import images, videos, write
 from reflectrt.bench.needle.backgrounds import FOLDER
 from reflectrt.bench.needle.film import video_scene
@@ -19,7 +18,7 @@ def test_a_seed_means_the_same_items_whatever_the_count():
     few, many = list(images(5, 3)), list(images(5, 6))
     assert [item.question for item in few] == [item.question for item in many[:3]]
     assert np.array_equal(few[2].pixels(), many[2].pixels())
-    assert list(images(6, 1))[0].question != few[0].question
+    assert next(iter(images(6, 1))).question != few[0].question
 
 
 def test_sprites_have_the_bytes_they_always_had():
