@@ -17,8 +17,9 @@ from time import perf_counter
 from ...runtime import load
 from ...runtime.session import Model
 from . import environment
-from .media import Synthetic, open_medium
 from .measure import Plan, measure
+from .media import Synthetic, open_medium
+from .report import Profile
 from .scenario import OPTIONS, Subject, Workload
 
 MEDIUM = Synthetic(8, 640, 360)
@@ -41,12 +42,20 @@ def check(bundle: Path, rounds: int) -> Trust:
     pairs = [_pair(plain, Subject(plain), number) for number in range(rounds + 2)][2:]
     plan = Plan(Workload(MEDIUM, 64, None), runs=rounds, unverified=True)
     first, second = (measure([bundle], plan).report.profiles[0] for _ in range(2))
-    both = zip((*first.stages, *first.totals), (*second.stages, *second.totals), strict=True)
+    medians = [_medians(found) for found in (first, second)]
     return Trust(
         cold_overhead=median(recorded[0] / bare[0] for bare, recorded in pairs) - 1,
         follow_up_overhead=median(recorded[1] / bare[1] for bare, recorded in pairs) - 1,
-        difference={a.name: max(a.p50_s, b.p50_s) / min(a.p50_s, b.p50_s) - 1 for a, b in both},
+        difference={name: _apart(first_s, medians[1][name]) for name, first_s in medians[0].items()},
     )
+
+
+def _medians(found: Profile) -> dict[str, float]:
+    return {each.name: each.p50_s for each in found.stages} | {each.name: each.p50_s for each in found.totals}
+
+
+def _apart(first_s: float, second_s: float) -> float:
+    return max(first_s, second_s) / min(first_s, second_s) - 1
 
 
 Seconds = tuple[float, float]
