@@ -1,7 +1,7 @@
 """`make demo`: ask a bundle about real media, and show what comes back.
 
-Until the reference checkpoint is trained, the bundle in `assets/demo` has random weights: everything runs as it will, but
-the answers mean nothing.
+Until the reference checkpoint is trained, the bundle in `assets/demo` has random weights: everything runs as it will,
+but the answers mean nothing.
 """
 
 from __future__ import annotations

@@ -80,11 +80,12 @@ def tracked() -> list[Path]:
 def main() -> None:
     """Print the table's column."""
     figures = measure(tracked())
+    longest = figures.longest
     rows = {
         "files to open for the main path": f"{len(MAIN_PATH)} ({', '.join(MAIN_PATH)})",
         "largest file, lines": f"{figures.largest[1]} ({figures.largest[0]})",
         "files over 300 lines": f"{figures.over_300} of {figures.files}",
-        "function median / p90 / max": f"{figures.median:g} / {figures.p90} / {figures.longest[1]} ({figures.longest[0]})",
+        "function median / p90 / max": f"{figures.median:g} / {figures.p90} / {longest[1]} ({longest[0]})",
         "arguments / returns annotated": f"{figures.arguments_annotated:.0f} / {figures.returns_annotated:.0f} %",
         "public functions with a docstring": f"{figures.public_documented:.0f} %",
     }
