@@ -18,8 +18,9 @@ from av.video.stream import VideoStream
 from ..engine import Array
 from ..errors import LimitError, MediaError
 from .budget import MediaLimits
-from .container import check_size, opened
+from .container import check_size, films, opened
 from .sampling import Timeline
+from .sniff import shown
 
 FALLBACK_RATE = 25.0  # FFmpeg's own guess for streams without times
 BARE = ("h264", "hevc", "mpegvideo")
@@ -74,8 +75,10 @@ def read_index(path: Path, demuxer: str, limits: MediaLimits) -> FrameIndex:
     with opened(path, demuxer, limits) as (container, stream):
         found = _collect(path, container, stream, limits)
         if not found.shown:
-            raise MediaError(f"{path} has a video stream without frames; convert it again from its source")
+            raise MediaError(f"{shown(path)} has a video stream without frames; convert it again from its source")
         notes = _damage(container, stream, found, demuxer)
+        if (count := len(films(container))) > 1:
+            notes = (*notes, f"the largest of {count} video streams is read")
         return _timed(stream, found, demuxer, notes) or _counted(stream, found, demuxer, notes)
 
 
@@ -106,7 +109,7 @@ def _collect(path: Path, container: InputContainer, stream: VideoStream, limits:
                 found.cut = True
                 continue
             if len(found.shown) == limits.frames:
-                raise LimitError(f"{path} has more than {limits.frames} frames; pass a shorter cut")
+                raise LimitError(f"{shown(path)} has more than {limits.frames} frames; pass a shorter cut")
             found.read += 1
             if packet.is_keyframe and packet.pts is not None:
                 found.keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))

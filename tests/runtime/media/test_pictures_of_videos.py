@@ -134,11 +134,15 @@ def test_a_cover_picture_is_not_the_video(tmp_path: Path) -> None:
     path = streams(tmp_path / "cover.mp4", (112, 84), cover=True)
     with av.open(str(path)) as container:
         assert sorted(stream.width for stream in container.streams.video) == [112, 640]
-    assert set(numbers(opened(path))) == {1}
+    medium = opened(path)
+    assert set(numbers(medium)) == {1}
+    assert medium.warnings == ()
 
 
 def test_of_two_videos_the_larger_is_read(tmp_path: Path) -> None:
-    assert set(numbers(opened(streams(tmp_path / "two.mkv", (112, 84), (224, 168))))) == {2}
+    medium = opened(streams(tmp_path / "two.mkv", (112, 84), (224, 168)))
+    assert set(numbers(medium)) == {2}
+    assert medium.warnings == ("the largest of 2 video streams is read",)
 
 
 def test_sound_beside_the_video_does_not_matter(tmp_path: Path) -> None:
