@@ -27,6 +27,16 @@ class MediaOptions:
     true_seconds: bool = False
     """Time positions from the frames' real distance; the authors' evaluation counts every grid as one second."""
 
+    def __post_init__(self) -> None:
+        for name in ("fps", "max_frames", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"{name} is {value}; pass a positive number, or None for the bundle's own")
+        for name in ("start_s", "end_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise UsageError(f"{name} is {value}; pass seconds from the beginning, 0 or more")
+
 
 @dataclass(frozen=True)
 class AskOptions:
