@@ -9,7 +9,7 @@
 README.md has the rest.
 """
 
-from .runtime import Answer, MediaReport, Model, ReflectRTError, Session, load
+from .runtime import Answer, MediaReport, Model, ReflectRTError, Sampling, Session, load
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "MediaReport", "Model", "ReflectRTError", "Session", "__version__", "load"]
+__all__ = ["Answer", "MediaReport", "Model", "ReflectRTError", "Sampling", "Session", "__version__", "load"]

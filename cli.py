@@ -7,6 +7,7 @@ success, 2 wrong usage, 1 anything else, with one line `error: what, and what to
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -29,23 +30,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_guarded(run: Callable[[], int]) -> int:
     """Run a command's body; what goes wrong becomes one line on stderr and an exit status."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack letters that an answer or a path has
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return run()
+        status = run()
+        sys.stdout.flush()
+        return status
     except ReflectRTError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)  # one line, whatever a path has in it
         return error.exit_code
     except BrokenPipeError:  # the reader of our output is gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # what no room of ours has named: output that cannot be written, mostly
+        print(f"error: {error.strerror or error}; check where output goes", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
 
 
-def _terminate(*_: object) -> NoReturn:
+def _terminate(number: int, _: object) -> NoReturn:
     """Leave through the stack, so that temporary folders are removed."""
-    raise SystemExit(143)
+    raise SystemExit(128 + number)
 
 
 def build_parser() -> argparse.ArgumentParser:

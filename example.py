@@ -21,4 +21,9 @@ def main(bundle: str, clip: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    if len(sys.argv) != 3:
+        sys.exit("usage: python example.py BUNDLE VIDEO")
+    try:
+        main(*sys.argv[1:])
+    except reflectrt.ReflectRTError as error:
+        sys.exit(f"error: {error}")

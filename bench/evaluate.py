@@ -104,6 +104,8 @@ def read_samples(folder: Path) -> list[Sample]:
             samples.append(parse_sample(json.loads(text), folder))
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{file}, line {number}: {type(error).__name__} {error}; mend or remove it") from None
+    if not samples:
+        raise UsageError(f"{file} has no questions; add a line for each")
     return samples
 
 
@@ -139,7 +141,10 @@ def evaluate(
 
 def resume(out: Path, run: Run) -> list[Prediction]:
     """Predictions that an earlier, equal run left in `out`. Raises UsageError where another run left its own."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be a folder ({error.strerror}); choose another --out") from None
     record, text = out / RUN, json.dumps(asdict(run), indent=1) + "\n"
     if record.is_file() and record.read_text(encoding="utf-8") != text:
         raise UsageError(f"{out} holds another run's predictions (see {RUN}); choose another --out")
@@ -148,7 +153,14 @@ def resume(out: Path, run: Run) -> list[Prediction]:
     lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
     whole = lines[:-1]  # a line that was cut short by a kill has no end
     file.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
-    return [Prediction(**json.loads(line)) for line in whole]
+    return [_prediction(file, number, line) for number, line in enumerate(whole, 1)]
+
+
+def _prediction(file: Path, number: int, line: str) -> Prediction:
+    try:
+        return Prediction(**json.loads(line))
+    except (ValueError, TypeError):
+        raise UsageError(f"{file}, line {number} is not a prediction; remove it, or choose another --out") from None
 
 
 def predict(model: Model, sample: Sample, steps: int | None) -> Prediction:

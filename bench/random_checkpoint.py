@@ -59,13 +59,14 @@ class RandomShape:
         return time, (half - time) // 2, half - time - (half - time) // 2
 
 
-def make_checkpoint(folder: Path, *, like: RandomShape = RandomShape(), **changes: Any) -> Path:
+def make_checkpoint(folder: str | Path, *, like: RandomShape = RandomShape(), **changes: Any) -> Path:
     """Write a random checkpoint of shape `like` with `changes` (any field of `RandomShape`); return `folder`.
 
     The tensors are those of transformers' own class. `legacy_names` writes the tensor names and the flat
     config of the checkpoints published in 2025, otherwise the names of transformers' state dict.
     """
     shape = replace(like, **changes)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(with_reflection=shape.reflection != "none")
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..export.checkpoint import Checkpoint
 from ..runtime.bundle import open_bundle
-from ..runtime.errors import ResourceError
+from ..runtime.errors import CompatibilityError, ResourceError
 from ..runtime.manifest import Manifest, Verification
 from ..runtime.memory import available_bytes
 from ..runtime.onnxruntime import OrtCpuEngine
@@ -80,7 +81,17 @@ def check_memory(parameters: int) -> None:
     if need > free:
         raise ResourceError(
             f"the comparison with PyTorch needs {need / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; "
-            "pass --no-verify and run `reflectrt verify` on a larger machine"
+            "export with --no-verify here and run `reflectrt verify` on a larger machine"
+        )
+
+
+def check_source(bundle: Path, checkpoint: Checkpoint) -> None:
+    """Raise CompatibilityError where a bundle was exported from another checkpoint."""
+    source, found = open_bundle(bundle).manifest.source, checkpoint.fingerprint()
+    if source.fingerprint != found:
+        raise CompatibilityError(
+            f"{bundle} was exported from {source.name} ({source.fingerprint[:12]}), not from "
+            f"{checkpoint.source} ({found[:12]}); pass the checkpoint that it was made from"
         )
 
 

@@ -30,11 +30,13 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare, print the figures; status 1 where they do not agree."""
     try:
-        from ..bench.verify import verify
+        from ..bench.verify import check_memory, check_source, verify
         from ..export.checkpoint import Checkpoint
     except ModuleNotFoundError as error:
         raise UsageError(f"verify needs {error.name}; run `pip install 'reflectrt[export]'`") from None
     checkpoint = Checkpoint.open(arguments.against)
+    check_source(arguments.bundle, checkpoint)
+    check_memory(checkpoint.parameters)
     record = verify(arguments.bundle, checkpoint.path, progress=lambda side: print(side, file=sys.stderr))
     print(json.dumps(asdict(record)) if arguments.json else verification_line(record))
     return 0 if record.passed else 1

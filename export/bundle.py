@@ -54,6 +54,10 @@ class Progress(Protocol):
         """So many of the weights' bytes are written."""
 
 
+MIN_CONTEXT = 1024
+"""Tokens: a picture, a question and its answer, and what the comparison with PyTorch asks."""
+
+
 @dataclass(frozen=True)
 class ExportPlan:
     """What to export to."""
@@ -121,8 +125,8 @@ def _target(plan: ExportPlan) -> Target:
         raise ExportError(
             f"target {plan.target} does not run {plan.precision} yet; choose from {', '.join(target.precisions)}"
         )
-    if plan.max_context < 1:
-        raise ExportError(f"--max-context {plan.max_context} leaves no room for a token; pass a positive number")
+    if plan.max_context < MIN_CONTEXT:
+        raise ExportError(f"--max-context {plan.max_context} has no room for a picture; pass {MIN_CONTEXT} or more")
     return target
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -33,9 +34,8 @@ def staged(target: Path, needed_bytes: int, force: bool) -> Iterator[Path]:
     target = target.absolute()
     check_target(target, force)
     with _disk_errors_named(target), _locked(target):
+        _clear_leftovers(target)
         check_target(target, force)
-        for stale in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
-            shutil.rmtree(stale)
         _check_space(target.parent, needed_bytes)
         folder = target.parent / f".{target.name}.partial-{os.getpid()}"
         folder.mkdir()
@@ -54,10 +54,19 @@ def check_target(target: Path, force: bool) -> None:
         raise ExportError(f"{target} is a link; give the folder it leads to, or choose another name")
     if not target.exists():
         return
-    if not (target / manifests.FILE_NAME).is_file():
+    if not _is_bundle(target):
         raise ExportError(f"{target} exists and is not a bundle; choose another name")
     if not force:
         raise ExportError(f"{target} exists; pass --force to replace it, or choose another name")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder's manifest says that it is ours; much else has a manifest.json too."""
+    try:
+        found = json.loads((folder / manifests.FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("format") == manifests.FORMAT
 
 
 def file_entry(file: Path) -> FileEntry:
@@ -68,6 +77,16 @@ def file_entry(file: Path) -> FileEntry:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return FileEntry(file.stat().st_size, digest.hexdigest())
+
+
+def _clear_leftovers(target: Path) -> None:
+    """What killed exports left beside `target`; an old bundle set aside comes back where none took its place."""
+    name = glob.escape(target.name)
+    for aside in target.parent.glob(f".{name}.partial-old-*"):
+        if not target.exists():
+            aside.rename(target)
+    for stale in target.parent.glob(f".{name}.partial-*"):
+        shutil.rmtree(stale)
 
 
 @contextmanager
@@ -106,7 +125,11 @@ def _publish(folder: Path, target: Path) -> None:
     if target.exists():  # rename cannot replace a folder that has files: set the old one aside first
         aside = target.parent / f".{target.name}.partial-old-{os.getpid()}"
         target.rename(aside)
-        folder.rename(target)
+        try:
+            folder.rename(target)
+        except BaseException:  # an interrupt between the two renames included: the old bundle comes back
+            aside.rename(target)
+            raise
         shutil.rmtree(aside)
     else:
         folder.rename(target)

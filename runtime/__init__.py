@@ -9,11 +9,12 @@ from typing import Literal, get_args
 from .answer import Answer, MediaReport
 from .bundle import open_bundle
 from .errors import CompatibilityError, ReflectRTError, UsageError
+from .sampling import Sampling
 from .session import Model, Session
 
 Device = Literal["auto", "cpu", "cuda"]
 
-__all__ = ["Answer", "MediaReport", "Model", "ReflectRTError", "Session", "load"]
+__all__ = ["Answer", "MediaReport", "Model", "ReflectRTError", "Sampling", "Session", "load"]
 
 
 def load(bundle: str | Path, device: Device = "auto", threads: int | None = None) -> Model:

@@ -20,6 +20,8 @@ class Question:
     options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not all(isinstance(text, str) for text in (self.text, *self.options)):
+            raise UsageError("question and options are text; pass strings")
         if not self.text.strip():
             raise UsageError("the question is empty; pass some text")
         if len(self.options) > MAX_OPTIONS:

@@ -139,6 +139,8 @@ class Session:
         With `options` the answer is one of them; without, it is free text, which `on_text` gets piece by piece. Raises
         UsageError, LimitError (no room left in the context) and NumericError.
         """
+        if isinstance(options, str):
+            raise UsageError(f"options are {options!r}, one text; pass a list of texts")
         asked, chosen = Question(question, tuple(options)), from_names(AskOptions, how)
         self._check_letters(asked)
         self._check_room(asked, chosen)

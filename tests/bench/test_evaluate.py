@@ -79,3 +79,19 @@ def test_a_medium_that_cannot_be_read_is_a_wrong_answer(tmp_path: Path, capsys: 
     metrics = json.loads(capsys.readouterr().out)
     assert (metrics["correct"], metrics["total"]) == (0, 1)
     assert "broken.mp4" in metrics["unread"][0]
+
+
+def test_a_foreign_line_among_the_predictions_is_named(tmp_path: Path) -> None:
+    bench.resume(tmp_path, RUN)
+    (tmp_path / bench.PREDICTIONS).write_text("garbage\n")
+    with pytest.raises(UsageError, match=r"predictions.jsonl, line 1 is not a prediction"):
+        bench.resume(tmp_path, RUN)
+
+
+def test_a_folder_that_cannot_be_made_and_a_list_without_questions_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be a folder"):
+        bench.resume(tmp_path / "file", RUN)
+    (tmp_path / bench.SAMPLES).touch()
+    with pytest.raises(UsageError, match="has no questions"):
+        bench.read_samples(tmp_path)

@@ -13,12 +13,14 @@ from reflectrt.export.staging import staged
 from reflectrt.runtime.bundle import open_bundle
 from reflectrt.runtime.errors import ExportError, ResourceError
 
+MANIFEST = '{"format": "reflectrt-bundle"}'
+
 
 def fill(target: Path, text: str = "new", force: bool = False, needed_bytes: int = 0) -> None:
-    """Publish a made-up bundle whose manifest says `text`."""
+    """Publish a made-up bundle whose weights say `text`."""
     with staged(target, needed_bytes, force) as folder:
         (folder / "weights").write_text(text)
-        (folder / "manifest.json").write_text(text)
+        (folder / "manifest.json").write_text(MANIFEST)
 
 
 def left(folder: Path) -> list[str]:
@@ -224,3 +226,22 @@ def test_an_export_killed_at_any_stage_leaves_a_whole_bundle_or_none(exports: Ex
         else:
             assert not target.exists(), stage
             assert any(name.startswith(f".{stage}.partial-") for name in left(tmp_path))
+
+
+def test_a_folder_with_a_manifest_of_something_else_is_never_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "app"
+    target.mkdir()
+    (target / "manifest.json").write_text('{"name": "a web app"}')
+    (target / "clip.mp4").touch()
+    with pytest.raises(ExportError, match="not a bundle"), staged(target, 0, force=True):
+        pass
+    assert (target / "clip.mp4").exists()
+
+
+def test_an_old_bundle_that_was_set_aside_comes_back_at_the_next_export(tmp_path: Path) -> None:
+    target, aside = tmp_path / "bundle", tmp_path / ".bundle.partial-old-1"
+    aside.mkdir()
+    (aside / "manifest.json").write_text(MANIFEST)
+    with pytest.raises(ExportError, match="pass --force"), staged(target, 0, force=False):
+        pass
+    assert (target / "manifest.json").read_text() == MANIFEST
