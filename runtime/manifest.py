@@ -7,14 +7,14 @@ wrong type is an error that names it. Facts come from here, never from a file na
 from __future__ import annotations
 
 import json
-import types
-import typing
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from string import ascii_uppercase
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+from . import strict
 from .contract import Port, Signature, Sizes, signatures
 from .errors import BundleError, CompatibilityError
+from .strict import StrictError, short
 
 FORMAT = "reflectrt-bundle"
 FORMAT_MAJOR, FORMAT_MINOR = 1, 0
@@ -22,8 +22,6 @@ FILE_NAME = "manifest.json"
 MAX_BYTES = 16 * 2**20
 MAX_SIZE, MAX_LAYERS = 2**31, 1000
 """Bounds on a model's sizes, beyond any model there is: they keep a forged manifest from asking for endless work."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -179,13 +177,16 @@ def dump(manifest: Manifest) -> str:
 def parse(text: str) -> Manifest:
     """The manifest in JSON text; BundleError names the field that is wrong, CompatibilityError a newer format."""
     try:
-        data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{FILE_NAME} is not valid JSON ({error}); export the bundle again") from None
+        data = strict.loads(text)
+    except StrictError as error:
+        raise BundleError(f"{FILE_NAME} is {error}; export the bundle again") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError(f'{FILE_NAME} does not say "format": "{FORMAT}"; this is not a ReflectRT bundle')
     _check_version(data.get("version"))
-    manifest = _build(Manifest, data, "manifest")
+    try:
+        manifest = strict.build(Manifest, data, "manifest")
+    except StrictError as error:
+        raise BundleError(f"{error}; export the bundle again") from None
     _check_sizes(manifest.model)
     _check_ids(manifest)
     return manifest
@@ -195,7 +196,7 @@ def _check_sizes(model: ModelFacts) -> None:
     """Numbers that the runtime divides by and allocates from are in reason."""
     for name, value in asdict(model).items():
         if not 0 < value <= (MAX_LAYERS if name == "layers" else MAX_SIZE):
-            raise BundleError(f"manifest.model.{name} is {_short(value)}, which cannot be; export the bundle again")
+            raise BundleError(f"manifest.model.{name} is {short(value)}, which cannot be; export the bundle again")
 
 
 def _check_ids(manifest: Manifest) -> None:
@@ -206,7 +207,7 @@ def _check_ids(manifest: Manifest) -> None:
     for name, value in ids.items():
         parts = value if isinstance(value, tuple) else (value,)
         if not parts or not all(0 <= part < manifest.model.vocab for part in parts):
-            raise BundleError(f"manifest: {name} is {_short(value)}, no tokens of this model; export the bundle again")
+            raise BundleError(f"manifest: {name} is {short(value)}, no tokens of this model; export the bundle again")
     if len(manifest.prompt.letters) != len(ascii_uppercase):
         raise BundleError(f"manifest: {len(manifest.prompt.letters)} letters, not A to Z; export the bundle again")
 
@@ -219,75 +220,3 @@ def _check_version(version: object) -> None:
             f"bundle format {version[0]}.{version[1]} is not the {FORMAT_MAJOR}.x that this ReflectRT reads; "
             "install the version that wrote it, or export again"
         )
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("duplicate key")
-    return found
-
-
-def _no_constants(text: str) -> float:
-    raise ValueError(f"{text} is not a number")
-
-
-def _build(kind: type[T], data: object, where: str) -> T:
-    if not isinstance(data, dict):
-        raise BundleError(f"{where} is not an object; export the bundle again")
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for field in fields(kind):  # type: ignore[arg-type]  # only called on dataclasses
-        if field.name not in data:
-            raise BundleError(f"{where}.{field.name} is missing; export the bundle again")
-        values[field.name] = _value(hints[field.name], data[field.name], f"{where}.{field.name}")
-    return kind(**values)
-
-
-def _value(hint: Any, data: Any, where: str) -> Any:
-    """`data` checked against a type hint and rebuilt as it."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if is_dataclass(hint):
-        return _build(typing.cast(type, hint), data, where)
-    if hint is Any:
-        return data
-    if origin in (typing.Union, types.UnionType):
-        return _either(args, data, where)
-    if origin is Literal and data in args:
-        return data
-    if origin is tuple and isinstance(data, list):
-        return _items(args, data, where)
-    if origin is dict and isinstance(data, dict):
-        return {key: _value(args[1], item, f"{where}.{_printable(key)}") for key, item in data.items()}
-    if hint is float and type(data) in (int, float) and abs(data) < 2**63:  # JSON's 1e999 is read as infinity
-        return float(data)
-    if isinstance(hint, type) and type(data) is hint:
-        return data
-    wanted = getattr(hint, "__name__", hint)
-    raise BundleError(f"{where} is {_short(data)}, not {wanted}; export the bundle again")
-
-
-def _either(choices: tuple[Any, ...], data: Any, where: str) -> Any:
-    if data is None and type(None) in choices:
-        return None
-    simple = {int: int, str: str}
-    if type(data) in choices and type(data) in simple:
-        return data
-    rest = [choice for choice in choices if choice is not type(None)]
-    return _value(rest[0], data, where)
-
-
-def _items(args: tuple[Any, ...], data: list[Any], where: str) -> tuple[Any, ...]:
-    hints = [args[0]] * len(data) if args[-1] is Ellipsis else list(args)
-    if len(hints) != len(data):
-        raise BundleError(f"{where} has {len(data)} items, not {len(hints)}; export the bundle again")
-    return tuple(_value(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(zip(hints, data, strict=True)))
-
-
-def _printable(key: str) -> str:
-    return (key if key.isprintable() else ascii(key))[:80]
-
-
-def _short(data: object) -> str:
-    text = repr(data)
-    return text if len(text) <= 40 else text[:37] + "..."
