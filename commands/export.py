@@ -13,7 +13,8 @@ from .arguments import command, positive
 from .describe import verification_line
 
 TARGETS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int4")
+FLOATS = ("fp32", "fp16", "bf16")
+PRECISIONS = (*FLOATS, "int8", "int8-weights", "fp8", "int4")
 
 
 def add(commands: Any) -> None:
@@ -33,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a Hugging Face folder or hub id (qwen2_5_vl)")
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="the folder to write")
     parser.add_argument("--target", choices=TARGETS, default="cpu", help="what will run it (default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="arithmetic (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="arithmetic (default: the recipe's, else fp32)")
+    parser.add_argument(
+        "--recipe", metavar="RECIPE", type=Path, help="what `reflectrt calibrate` wrote; int8 and fp8 need one"
+    )
     parser.add_argument(
         "--max-context",
         metavar="N",
@@ -51,14 +55,19 @@ def run(arguments: argparse.Namespace) -> int:
         from ..bench.verify import check_memory, verify
         from ..export.bundle import ExportPlan, export_bundle
         from ..export.checkpoint import Checkpoint
+        from ..export.recipe import read_recipe
     except ModuleNotFoundError as error:
         raise UsageError(f"export needs {error.name}; run `pip install 'reflectrt[export]'`") from None
     checkpoint = Checkpoint.open(arguments.checkpoint)
     if not arguments.no_verify:
         check_memory(checkpoint.parameters)
-    plan = ExportPlan(arguments.target, arguments.precision, arguments.max_context)
+    recipe = read_recipe(arguments.recipe) if arguments.recipe else None
+    precision = arguments.precision or (recipe.precision if recipe else "fp32")
+    plan = ExportPlan(arguments.target, precision, arguments.max_context, recipe)
     with ExportProgress() as progress:
-        check = None if arguments.no_verify else lambda folder: verify(folder, checkpoint.path)
+        # A quantized bundle is not held to float32's parity; `reflectrt verify` says what quantization cost.
+        exact = not arguments.no_verify and precision in FLOATS
+        check = (lambda folder: verify(folder, checkpoint.path)) if exact else None
         manifest = export_bundle(checkpoint, arguments.bundle, plan, progress, check, arguments.force)
     size = sum(entry.size for entry in manifest.files.values())
     print(f"{arguments.bundle}: {size / 1e6:.1f} MB, {manifest.target} {manifest.precision}", file=sys.stderr)

@@ -36,6 +36,9 @@ from .graphs.vision import Vision
 from .inputs import GraphConfig
 from .lower import cpu
 from .prompt import prompt_tokens
+from .quantize.apply import quantize
+from .quantize.plain import default_recipe, stored_bytes
+from .recipe import Recipe
 from .staging import file_entry, staged
 from .trace import trace
 from .weights import TIED_HEAD, StoredTensor, bind_weights, share_weight, write_weights
@@ -65,6 +68,8 @@ class ExportPlan:
     target: str = "cpu"
     precision: str = "fp32"
     max_context: int = 32_768
+    recipe: Recipe | None = None
+    """How to quantize; None leaves the checkpoint's weights as they are."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,11 @@ class Target:
 
 TARGETS = {
     # 1.25 is the oldest version that the parity suite was run with.
-    "cpu": Target(cpu.lower, {"fp32": torch.float32}, {"onnxruntime": "1.25"}),
+    "cpu": Target(
+        cpu.lower,
+        dict.fromkeys(("fp32", "int8", "int8-weights", "fp8", "int4"), torch.float32),
+        {"onnxruntime": "1.25"},
+    ),
 }
 ACTIVATIONS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -103,12 +112,13 @@ def export_bundle(
     """
     target = _target(plan)
     dtype = target.precisions[plan.precision]
-    weight_bytes = checkpoint.parameters * dtype.itemsize
+    recipe = _recipe(checkpoint, plan)
+    weight_bytes = stored_bytes(checkpoint.tensors, recipe, dtype.itemsize)
     with staged(folder, needed_bytes=int(1.02 * weight_bytes) + 2**26, force=force) as staging:
-        writer = _GraphWriter(checkpoint, staging, target, dtype, progress, weight_bytes)
+        writer = _GraphWriter(checkpoint, staging, target, dtype, recipe, progress, weight_bytes)
         graphs = writer.write_all()
         progress.stage("hash")
-        manifest = _manifest(checkpoint, plan, graphs, staging)
+        manifest = _manifest(checkpoint, replace(plan, recipe=recipe), graphs, staging)
         _write_manifest(staging, manifest)
         if check:
             progress.stage("verify")
@@ -130,6 +140,21 @@ def _target(plan: ExportPlan) -> Target:
     return target
 
 
+def _recipe(checkpoint: Checkpoint, plan: ExportPlan) -> Recipe | None:
+    """The plan's recipe, held against precision and checkpoint; a plain one where the precision needs no ranges."""
+    recipe = plan.recipe or default_recipe(checkpoint, plan.precision)
+    if recipe is None:
+        return None
+    if recipe.precision != plan.precision:
+        raise ExportError(f"the recipe is for {recipe.precision}; pass --precision {recipe.precision}")
+    if recipe.checkpoint and recipe.checkpoint != (found := checkpoint.fingerprint()):
+        raise ExportError(
+            f"the recipe was calibrated on another checkpoint ({recipe.checkpoint[:12]}, this is {found[:12]}); "
+            "calibrate this one"
+        )
+    return recipe
+
+
 def _checked(check: Check, folder: Path) -> Verification:
     verification = check(folder)
     if not verification.passed:
@@ -149,11 +174,12 @@ class _GraphWriter:
         folder: Path,
         target: Target,
         dtype: torch.dtype,
+        recipe: Recipe | None,
         progress: Progress,
         total_bytes: int,
     ) -> None:
         self.checkpoint, self.folder, self.target, self.dtype = checkpoint, folder, target, dtype
-        self.progress, self.total, self.done = progress, total_bytes, 0
+        self.recipe, self.progress, self.total, self.done = recipe, progress, total_bytes, 0
         self.used: set[str] = set()
         self.stored: dict[str, StoredTensor] = {}
 
@@ -179,12 +205,15 @@ class _GraphWriter:
         return [(name, make, signatures[name]) for name, make in makers.items()]
 
     def write(self, name: str, make: Callable[[], torch.nn.Module], signature: Signature) -> GraphEntry:
-        """Trace, lower, bind and save one graph."""
+        """Trace, bind, quantize, lower and save one graph."""
         self.progress.stage(name)
-        model = self.target.lower(trace(make, GraphConfig(signature, self.dtype), name))
+        model = trace(make, GraphConfig(signature, self.dtype), name)
         self.used |= bind_weights(model, self.checkpoint, self.dtype)
+        if self.recipe:
+            quantize(model, self.recipe, name)
+        model = self.target.lower(model)
         head, table = TIED_HEAD
-        if head in model.graph.initializers and self.checkpoint.text.tied:
+        if head in model.graph.initializers and self.checkpoint.text.tied and table in self.stored:
             share_weight(model, head, self.stored[table], self.folder)
         else:
             self.stored |= write_weights(model, self.folder, f"{name}.onnx.data", self._wrote)
@@ -214,7 +243,7 @@ def _manifest(checkpoint: Checkpoint, plan: ExportPlan, graphs: dict[str, GraphE
         source=Source(Path(checkpoint.source).name, checkpoint.fingerprint(), checkpoint.dtype),
         tools=_tools(),
         engine=target.engine,
-        recipe=None,
+        recipe=plan.recipe.summary() if plan.recipe else None,
         verification=None,
         files={file.name: file_entry(file) for file in sorted(folder.iterdir())},
     )

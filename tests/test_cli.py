@@ -302,7 +302,7 @@ def test_a_bundle_is_not_replaced_without_force(
         (("{checkpoint}", "{precious}"), "exists and is not a bundle"),
         (("{checkpoint}", "{precious}", "--force"), "exists and is not a bundle"),
         (("{checkpoint}", "{target}", "--target", "cuda"), "target 'cuda' is not built yet"),
-        (("{checkpoint}", "{target}", "--precision", "int8"), "does not run int8 yet"),
+        (("{checkpoint}", "{target}", "--precision", "int8"), "int8 needs the ranges of activations"),
         (("{precious}", "{target}"), r"no config\.json"),
     ],
 )

@@ -1,0 +1,62 @@
+"""Recipes that need no calibration, and how much a recipe stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from ...runtime import contract
+from ...runtime.errors import ExportError
+from ..checkpoint import Checkpoint
+from ..recipe import FORMAT, FORMAT_MAJOR, FORMAT_MINOR, GraphRecipe, LinearRecipe, Recipe
+from ..tensors import HEAD, TensorRef
+
+BLOCK = 32
+"""Rows that share a scale in 4-bit weights; ONNX Runtime's and TensorRT's kernels have it."""
+BITS = {"int8": 8.0, "int8-weights": 8.0, "fp8": 8.0, "int4-weights": 4.0}
+SCALE_BITS = 32
+WEIGHTS_ONLY: dict[str, LinearRecipe] = {
+    "int8-weights": LinearRecipe("int8-weights"),
+    "int4": LinearRecipe("int4-weights", block=BLOCK),
+}
+FLOATS = ("fp32", "fp16", "bf16")
+
+
+def default_recipe(checkpoint: Checkpoint, precision: str) -> Recipe | None:
+    """None for a float precision; all Linears' weights alone where that needs no ranges; else ExportError."""
+    if precision in FLOATS:
+        return None
+    if precision not in WEIGHTS_ONLY:
+        raise ExportError(
+            f"{precision} needs the ranges of activations; run `reflectrt calibrate` and pass its file with --recipe"
+        )
+    chosen = WEIGHTS_ONLY[precision]
+    graphs = {name: GraphRecipe(dict.fromkeys(weights, chosen)) for name, weights in linear_weights(checkpoint).items()}
+    version = (FORMAT_MAJOR, FORMAT_MINOR)
+    return Recipe(FORMAT, version, "", precision, graphs, (), None, None)  # type: ignore[arg-type]  # by WEIGHTS_ONLY
+
+
+def linear_weights(checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """Weights of the Linears of each graph; the reflection head is left alone: its output is fed back K times."""
+    matrices = [name for name, ref in checkpoint.tensors.items() if len(ref.shape) > 1]
+    return {
+        contract.VISION: [name for name in matrices if name.startswith("model.visual.")],
+        contract.DECODER: [name for name in matrices if name.startswith("model.language_model.layers.")],
+        contract.HEAD: [HEAD],
+    }
+
+
+def stored_bytes(tensors: Mapping[str, TensorRef], recipe: Recipe | None, float_bytes: int) -> int:
+    """Bytes that the weights take in a bundle."""
+    chosen = {
+        name: linear for graph in (recipe.graphs.values() if recipe else ()) for name, linear in graph.linears.items()
+    }
+    return sum(_bits(ref.shape, chosen.get(name), 8 * float_bytes) for name, ref in tensors.items()) // 8
+
+
+def _bits(shape: tuple[int, ...], linear: LinearRecipe | None, float_bits: int) -> int:
+    count = prod(shape)
+    if linear is None:
+        return count * float_bits
+    scales = count // linear.block if linear.block else shape[0]
+    return int(count * BITS[linear.scheme]) + scales * SCALE_BITS

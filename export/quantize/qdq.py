@@ -1,0 +1,98 @@
+"""Static quantization (int8, fp8) in its standard ONNX form, which every target's lowering knows:
+
+    x -> QuantizeLinear(scale [], 0) -> DequantizeLinear -> MatMul( , DequantizeLinear(W int8 [in, out], scale [out]))
+
+Symmetric: per tensor for activations, with the recipe's scale; per output channel for weights, with the largest
+magnitude there. Bias, norms and attention stay in the activation type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from ...runtime.errors import ExportError, NumericError
+from ..recipe import LinearRecipe
+from .lazy import Array, add_initializer, data
+from .linears import Linear
+
+
+@dataclass(frozen=True)
+class NumberType:
+    """A quantized number type: the largest magnitude that scales map to."""
+
+    dtype: ir.DataType
+    limit: float
+    numpy: np.dtype[np.generic]
+
+    def quantize(self, numbers: Array, scale: Array) -> Array:
+        """Numbers divided by their scale, rounded to nearest even and saturated."""
+        scaled = np.clip(numbers.astype(np.float32) / scale, -self.limit, self.limit)
+        return (np.rint(scaled) if self.dtype == ir.DataType.INT8 else scaled).astype(self.numpy)
+
+    def scale(self, numbers: Array, axis: int) -> Array:
+        """Scale [channels] for which the largest magnitude along `axis` just fits; 1 where all are zero."""
+        largest = np.abs(numbers.astype(np.float32)).max(axis=axis)
+        if not np.isfinite(largest).all():
+            raise NumericError("a weight has NaN or infinity; check the checkpoint")
+        return np.where(largest > 0, largest / self.limit, 1.0).astype(np.float32)
+
+
+TYPES = {
+    "int8": NumberType(ir.DataType.INT8, 127.0, np.dtype(np.int8)),  # -128 has no opposite: left out
+    "fp8": NumberType(ir.DataType.FLOAT8E4M3FN, 448.0, np.dtype(ml_dtypes.float8_e4m3fn)),
+}
+
+
+def quantize_static(model: ir.Model, linears: Mapping[str, tuple[Linear, LinearRecipe]]) -> None:
+    """Put Q/DQ around these Linears, by the name of their weight. Those that read one value share its Q/DQ."""
+    activations: dict[tuple[str, float, str], ir.Value] = {}
+    for linear, recipe in linears.values():
+        if recipe.input_scale is None:
+            raise ExportError(f"{linear.weight.name} has no input_scale in the recipe; calibrate again")
+        key = (str(linear.x.name), recipe.input_scale, recipe.scheme)
+        if key not in activations:
+            activations[key] = _rounded(model.graph, linear, recipe.input_scale, TYPES[recipe.scheme])
+        weight = _weight(model.graph, linear, TYPES[recipe.scheme])
+        linear.read(activations[key], weight)
+
+
+def _rounded(graph: ir.Graph, linear: Linear, scale: float, kind: NumberType) -> ir.Value:
+    """`x` quantized and dequantized, just before the Linear that reads it."""
+    dtype = linear.weight.dtype or ir.DataType.FLOAT
+    name = f"{linear.name}.input"
+    step = add_initializer(graph, f"{name}_scale", dtype, (), lambda: np.array(scale, dtype.numpy()))
+    zero = add_initializer(graph, f"{name}_zero_point", kind.dtype, (), lambda: np.array(0, kind.numpy))
+    quantize = ir.node("QuantizeLinear", [linear.x, step, zero], name=f"{name}/QuantizeLinear")
+    back = ir.node("DequantizeLinear", [quantize.outputs[0], step, zero], name=f"{name}/DequantizeLinear")
+    for node, value_dtype in ((quantize, kind.dtype), (back, dtype)):
+        node.outputs[0].name = f"{node.name}_output"
+        node.outputs[0].shape, node.outputs[0].type = linear.x.shape, ir.TensorType(value_dtype)
+    graph.insert_before(linear.node, [quantize, back])
+    return back.outputs[0]
+
+
+def _weight(graph: ir.Graph, linear: Linear, kind: NumberType) -> ir.Value:
+    """The weight in `kind` with a scale by output channel, dequantized."""
+    weight, rows = linear.weight, linear.input_axis
+    shape, dtype = weight.shape.numpy() if weight.shape else (), weight.dtype or ir.DataType.FLOAT
+    channels = shape[1 - rows]
+
+    def scale() -> Array:
+        return kind.scale(data(weight), rows)
+
+    def quantized() -> Array:
+        numbers = data(weight)
+        return kind.quantize(numbers, np.expand_dims(kind.scale(numbers, rows), rows))
+
+    steps = add_initializer(graph, f"{weight.name}_scale", dtype, (channels,), lambda: scale().astype(dtype.numpy()))
+    stored = add_initializer(graph, f"{weight.name}_quantized", kind.dtype, shape, quantized)
+    node = ir.node("DequantizeLinear", [stored, steps], {"axis": 1 - rows}, name=f"{linear.name}/DequantizeLinear")
+    node.outputs[0].name = f"{weight.name}_dequantized"
+    node.outputs[0].shape, node.outputs[0].type = weight.shape, ir.TensorType(dtype)
+    graph.insert_before(linear.node, [node])
+    return node.outputs[0]
