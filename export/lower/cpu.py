@@ -3,6 +3,7 @@
     TensorScatter x 2 + Attention under the causal mask  ->  GroupQueryAttention over a cache updated in place
     Attention without a mask                             ->  MultiHeadAttention (tiled: memory grows with N, not N^2)
     Add + RMSNormalization                               ->  SkipSimplifiedLayerNormalization
+    quantized Linears                                    ->  integer products (`cpu_quantized.py`)
 
 Measured with ONNX Runtime 1.32: its TensorScatter copies the cache, and its Attention holds all scores of a node at
 once (533 MB for 2 heads over 8,192 patches; MultiHeadAttention 18 MB).
@@ -17,12 +18,15 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript.rewriter import RewriteRuleSet, pattern
 
+from .cpu_quantized import lower_quantized
+
 MICROSOFT = "com.microsoft"
 HEADS_SECOND = [0, 2, 1, 3]  # [B, T, H, d] <-> [B, H, T, d]
 
 
 def lower(model: ir.Model) -> ir.Model:
     """The portable model rewritten in place for ONNX Runtime's CPU provider."""
+    lower_quantized(model)
     rules = [CachedAttention.rule(), FullAttention.rule(), SkipNorm.rule()]
     RewriteRuleSet(rules).apply_to_model(model)
     model.opset_imports[MICROSOFT] = 1

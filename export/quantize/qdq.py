@@ -2,8 +2,11 @@
 
     x -> QuantizeLinear(scale [], 0) -> DequantizeLinear -> MatMul( , DequantizeLinear(W int8 [in, out], scale [out]))
 
-Symmetric: per tensor for activations, with the recipe's scale; per output channel for weights, with the largest
-magnitude there. Bias, norms and attention stay in the activation type.
+Symmetric: per tensor for activations, with the recipe's scale; per output channel for weights. fp8 weights have the
+largest magnitude of the channel at the type's largest number, int8 weights the largest sum of two neighbours:
+x86 processors without VNNI add two products of a uint8 activation and an int8 weight in 16 bits and saturate, which
+2 * 255 * 127 does. With sums up to 128 none saturates; the step grows by a third on normal weights of 900 rows. On the
+tests' random decoder saturation turned an error of 4 % into 14 %. Bias, norms and attention stay as they are.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ class NumberType:
     dtype: ir.DataType
     limit: float
     numpy: np.dtype[np.generic]
+    pairs: bool
+    """Whether `limit` also bounds the sum of two neighbouring weights along the input axis."""
 
     def quantize(self, numbers: Array, scale: Array) -> Array:
         """Numbers divided by their scale, rounded to nearest even and saturated."""
@@ -36,15 +41,25 @@ class NumberType:
 
     def scale(self, numbers: Array, axis: int) -> Array:
         """Scale [channels] for which the largest magnitude along `axis` just fits; 1 where all are zero."""
-        largest = np.abs(numbers.astype(np.float32)).max(axis=axis)
+        numbers = np.moveaxis(numbers.astype(np.float32), axis, 0)
+        largest = (_pair_sums(numbers) if self.pairs else np.abs(numbers)).max(axis=0)
         if not np.isfinite(largest).all():
             raise NumericError("a weight has NaN or infinity; check the checkpoint")
         return np.where(largest > 0, largest / self.limit, 1.0).astype(np.float32)
 
 
+def _pair_sums(numbers: Array) -> Array:
+    """Largest magnitude of the positive or the negative ones of weights (2i, 2i + 1) along axis 0, summed."""
+    padded = np.concatenate((numbers, np.zeros_like(numbers[: len(numbers) % 2])))
+    first, second = padded[::2], padded[1::2]
+    sums: Array = np.maximum(np.abs(first + second), np.maximum(np.abs(first), np.abs(second)))
+    return sums
+
+
 TYPES = {
-    "int8": NumberType(ir.DataType.INT8, 127.0, np.dtype(np.int8)),  # -128 has no opposite: left out
-    "fp8": NumberType(ir.DataType.FLOAT8E4M3FN, 448.0, np.dtype(ml_dtypes.float8_e4m3fn)),
+    # -128 has no opposite: left out. Rounding may add 1 to a pair's 127.
+    "int8": NumberType(ir.DataType.INT8, 127.0, np.dtype(np.int8), pairs=True),
+    "fp8": NumberType(ir.DataType.FLOAT8E4M3FN, 448.0, np.dtype(ml_dtypes.float8_e4m3fn), pairs=False),
 }
 
 
