@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TextIO
+from typing import Self, TextIO
 
 WIDTH = 30
 
@@ -50,7 +50,7 @@ class ExportProgress:
     def __init__(self) -> None:
         self._bar = Bar("weights", sys.stderr)
 
-    def __enter__(self) -> ExportProgress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -66,3 +66,20 @@ class ExportProgress:
     def weights(self, done: int, total: int) -> None:
         """So many of the weights' bytes are written."""
         self._bar.update(done, total)
+
+
+class CalibrationProgress(ExportProgress):
+    """Stages of a calibration as lines, its export's weights and its samples as bars."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._samples = Bar("samples", sys.stderr)
+
+    def stage(self, name: str) -> None:
+        """A new stage begins."""
+        self._samples.clear()
+        super().stage(name)
+
+    def samples(self, done: int, total: int) -> None:
+        """So many samples are seen."""
+        self._samples.update(done, total)

@@ -14,27 +14,16 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+from ..calibration.samples import SAMPLES, Sample, parse_sample
 from ..runtime.errors import MediaError, UsageError
 from ..runtime.session import Model
 from . import needle
 from .needle.write import sample_line, write_media
 
-PREDICTIONS, METRICS, RUN, SAMPLES = "predictions.jsonl", "metrics.json", "run.json", "samples.jsonl"
+PREDICTIONS, METRICS, RUN = "predictions.jsonl", "metrics.json", "run.json"
 Z95 = 1.959964  # standard normal quantile of 97.5 %
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One question about media files; `label` is the right option's letter."""
-
-    id: str
-    media: tuple[Path, ...]
-    question: str
-    options: tuple[str, ...]
-    label: str
-    category: str
 
 
 @dataclass(frozen=True)
@@ -91,35 +80,6 @@ def generated(task: str, seed: int, limit: int, folder: Path, keep: bool, done: 
         yield parse_sample(line, folder)
         if not keep:
             file.unlink()
-
-
-def read_samples(folder: Path) -> list[Sample]:
-    """The questions of a folder's samples.jsonl. Raises UsageError, which names the line."""
-    file = folder / SAMPLES
-    if not file.is_file():
-        raise UsageError(f"{folder} has no {SAMPLES}; write one with `reflectrt evaluate ... --write-media`")
-    samples = []
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            samples.append(parse_sample(json.loads(text), folder))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{file}, line {number}: {type(error).__name__} {error}; mend or remove it") from None
-    if not samples:
-        raise UsageError(f"{file} has no questions; add a line for each")
-    return samples
-
-
-def parse_sample(line: dict[str, Any], folder: Path) -> Sample:
-    """A samples.jsonl line: media (paths relative to `folder`), question, options, label."""
-    media = [line["media"]] if isinstance(line["media"], str) else line["media"]
-    return Sample(
-        id=str(line.get("id", media[0])),
-        media=tuple(folder / name for name in media),
-        question=str(line["question"]),
-        options=tuple(map(str, line["options"])),
-        label=str(line["label"]),
-        category=str(line.get("category", "all")),
-    )
 
 
 def evaluate(

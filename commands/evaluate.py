@@ -53,11 +53,12 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Ask, score, and print the accuracy. A run that was cut short goes on where it was."""
     from ..bench import evaluate as bench
+    from ..calibration.samples import read_samples
 
     if arguments.task == "samples" and arguments.data is None:
         raise UsageError("the task samples needs questions; pass --data DIR with a samples.jsonl in it")
     model = load(arguments.bundle, arguments.device)
-    listed = bench.read_samples(arguments.data)[: arguments.limit] if arguments.data else None
+    listed = read_samples(arguments.data)[: arguments.limit] if arguments.data else None
     limit = len(listed) if listed is not None else arguments.limit or DEFAULT_LIMIT
     data = str(arguments.data) if arguments.data else f"seed {arguments.seed}"
     record = bench.Run(arguments.task, model.bundle.sha256, data, limit, arguments.steps)

@@ -84,6 +84,8 @@ class Origin:
     damage: dict[str, float] = field(default_factory=dict)
     """Each Linear's own damage where it was measured: 1 - cosine of the last hidden states with it alone quantized."""
     tools: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
+    """Rows that calibration saw, by graph and source; `decoder from hidden` are fed-back hidden states."""
 
 
 @dataclass(frozen=True)

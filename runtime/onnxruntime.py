@@ -88,9 +88,10 @@ class OrtCpuEngine:
         _check_version(manifest.engine.get("onnxruntime", "0"))
         self.activation = np.dtype(manifest.activation)
         options = _options(threads or len(os.sched_getaffinity(0)), operator_times)
-        self._graphs = {
-            name: OrtGraph(_open(bundle, name, entry, options), name) for name, entry in manifest.graphs.items()
-        }
+        self._graphs = {name: self._load(bundle, name, entry, options) for name, entry in manifest.graphs.items()}
+
+    def _load(self, bundle: Bundle, name: str, entry: GraphEntry, options: ort.SessionOptions) -> OrtGraph:
+        return OrtGraph(_open(bundle, name, entry, options), name)
 
     def graph(self, name: str) -> OrtGraph:
         """A graph by its name in the contract."""

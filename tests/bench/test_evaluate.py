@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from reflectrt.bench import evaluate as bench
+from reflectrt.calibration.samples import read_samples
 from reflectrt.cli import main
 from reflectrt.runtime.errors import UsageError
 
@@ -53,7 +54,7 @@ def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
 def test_a_broken_line_of_samples_is_named(tmp_path: Path) -> None:
     (tmp_path / bench.SAMPLES).write_text('{"media": ["a.png"], "question": "?"}\n')
     with pytest.raises(UsageError, match="line 1"):
-        bench.read_samples(tmp_path)
+        read_samples(tmp_path)
 
 
 @pytest.mark.parametrize("task", ["needle-image", "needle-video"])
@@ -94,4 +95,4 @@ def test_a_folder_that_cannot_be_made_and_a_list_without_questions_are_refused(t
         bench.resume(tmp_path / "file", RUN)
     (tmp_path / bench.SAMPLES).touch()
     with pytest.raises(UsageError, match="has no questions"):
-        bench.read_samples(tmp_path)
+        read_samples(tmp_path)

@@ -1,0 +1,1 @@
+"""Samples -> recipe: what a checkpoint's activations are like, and how to quantize it; and what that has cost."""
