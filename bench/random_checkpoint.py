@@ -31,12 +31,18 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class RandomShape:
-    """What a random checkpoint looks like; `hidden` is the decoder's width (None: 16 for each head)."""
+    """What a random checkpoint looks like; `hidden` is the decoder's width (None: 16 for each head).
+
+    `mlp` is the width of the decoder's MLP (None: twice `hidden`), `vocab` the rows of the token table (None: some more
+    than the tokenizer has tokens).
+    """
 
     heads: int = 3
     kv_heads: int = 1
     layers: int = 2
     hidden: int | None = None
+    mlp: int | None = None
+    vocab: int | None = None
     vision_depth: int = 3
     tied: bool = False
     legacy_names: bool = False
@@ -100,11 +106,11 @@ def _config(shape: RandomShape, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _text_config(shape: RandomShape, tokenizer: Tokenizer) -> dict[str, Any]:
-    rows = -(-tokenizer.get_vocab_size() // 64) * 64 + 64  # Qwen too has more rows than tokens
+    rows = shape.vocab or -(-tokenizer.get_vocab_size() // 64) * 64 + 64  # Qwen too has more rows than tokens
     return {
         "model_type": "qwen2_5_vl_text",
         "hidden_size": shape.width,
-        "intermediate_size": shape.width * 2,
+        "intermediate_size": shape.mlp or shape.width * 2,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
