@@ -37,8 +37,7 @@ def lower_quantized(model: ir.Model) -> None:
             replacement = _integer_product(model.graph, linear, rounded)
         else:
             replacement = _block_product(model.graph, linear)
-        replacement.outputs[0].shape, replacement.outputs[0].type = linear.result.shape, linear.result.type
-        linear.result.replace_all_uses_with(replacement.outputs[0], replace_graph_outputs=True)
+        _take_over(linear.result, replacement.outputs[0])
     model.opset_imports[MICROSOFT] = 1
     passes.RemoveUnusedNodesPass()(model)
 
@@ -108,7 +107,13 @@ def _by_output(numbers: Array, linear: QuantizedLinear) -> Array:
 
 
 def _placed(graph: ir.Graph, linear: QuantizedLinear, node: ir.Node) -> ir.Node:
-    """The node where the Linear's last one is, its output named like the old one's."""
-    node.outputs[0].name = f"{node.name}_output"
+    """The node where the Linear's last one is."""
     graph.insert_before(linear.nodes[-1], node)
     return node
+
+
+def _take_over(old: ir.Value, new: ir.Value) -> None:
+    """Everything that reads the old value, the graph's caller included, reads the new one under the same name."""
+    new.name, new.shape, new.type = old.name, old.shape, old.type
+    old.name = f"{old.name}_replaced"
+    old.replace_all_uses_with(new, replace_graph_outputs=True)

@@ -64,3 +64,10 @@ def test_the_decoder_gives_the_quantized_portable_graph_s_numbers(
     wanted = run(quantized(exports, "decoder", recipe), tmp_path / "portable.onnx")[0]
     found = run(cpu.lower(quantized(exports, "decoder", recipe)), tmp_path / "lowered.onnx")[0]
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("graph", ["vision", "decoder", "head"])
+def test_outputs_keep_their_names(exports: Exports, recipe: Recipe, graph: str) -> None:
+    before = ir.load(exports.portable(graph)).graph.outputs
+    after = cpu.lower(quantized(exports, graph, recipe)).graph.outputs
+    assert [value.name for value in after] == [value.name for value in before]
