@@ -245,6 +245,7 @@ def _manifest(checkpoint: Checkpoint, plan: ExportPlan, graphs: dict[str, GraphE
         engine=target.engine,
         recipe=plan.recipe.summary() if plan.recipe else None,
         verification=None,
+        plans=(),
         files={file.name: file_entry(file) for file in sorted(folder.iterdir())},
     )
 

@@ -14,10 +14,11 @@ from typing import Any, Literal
 from . import strict
 from .contract import Port, Signature, Sizes, signatures
 from .errors import BundleError, CompatibilityError
+from .plans import EnginePlan
 from .strict import StrictError, short
 
 FORMAT = "reflectrt-bundle"
-FORMAT_MAJOR, FORMAT_MINOR = 1, 0
+FORMAT_MAJOR, FORMAT_MINOR = 1, 1
 FILE_NAME = "manifest.json"
 MAX_BYTES = 16 * 2**20
 MAX_SIZE, MAX_LAYERS = 2**31, 1000
@@ -159,6 +160,8 @@ class Manifest:
     """What the target's library must be, e.g. {"onnxruntime": "1.31"} (the oldest that runs it)."""
     recipe: dict[str, Any] | None
     verification: Verification | None
+    plans: tuple[EnginePlan, ...]
+    """What was compiled of the graphs for TensorRT, since format 1.1."""
     files: dict[str, FileEntry]
 
     def expected_signatures(self) -> dict[str, Signature]:
@@ -183,6 +186,8 @@ def parse(text: str) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise BundleError(f'{FILE_NAME} does not say "format": "{FORMAT}"; this is not a ReflectRT bundle')
     _check_version(data.get("version"))
+    if data["version"] < [1, 1]:
+        data.setdefault("plans", [])
     try:
         manifest = strict.build(Manifest, data, "manifest")
     except StrictError as error:

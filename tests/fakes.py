@@ -8,6 +8,8 @@ import numpy as np
 from reflectrt.runtime import contract
 from reflectrt.runtime.engine import Array
 from reflectrt.runtime.manifest import (
+    FORMAT_MAJOR,
+    FORMAT_MINOR,
     FileEntry,
     GraphEntry,
     ImagePixels,
@@ -53,7 +55,7 @@ def make_manifest(reflection: Reflection | None = REFLECTION, **changes: Any) ->
     """A manifest that is right in itself; its files are not there."""
     manifest = Manifest(
         format="reflectrt-bundle",
-        version=(1, 0),
+        version=(FORMAT_MAJOR, FORMAT_MINOR),
         target="cpu",
         precision="fp32",
         activation="float32",
@@ -68,6 +70,7 @@ def make_manifest(reflection: Reflection | None = REFLECTION, **changes: Any) ->
         engine={"onnxruntime": "1.31"},
         recipe=None,
         verification=None,
+        plans=(),
         files={"tokenizer.json": FileEntry(0, "0" * 64)},
     )
     graphs = {
