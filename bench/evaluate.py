@@ -10,18 +10,17 @@ import os
 import statistics
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
 from ..calibration.samples import SAMPLES, Sample, parse_sample
+from ..calibration.statistics import wilson
 from ..runtime.errors import MediaError, UsageError
 from ..runtime.session import Model
 from . import needle
 from .needle.write import sample_line, write_media
 
 PREDICTIONS, METRICS, RUN = "predictions.jsonl", "metrics.json", "run.json"
-Z95 = 1.959964  # standard normal quantile of 97.5 %
 
 Progress = Callable[[int, int], None]
 
@@ -167,13 +166,3 @@ def _accuracy(predictions: list[Prediction]) -> dict[str, Any]:
         "accuracy": correct / total if total else 0.0,
         "interval_95": [low, high],
     }
-
-
-def wilson(correct: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (E. B. Wilson, 1927)."""
-    if total == 0:
-        return 0.0, 1.0
-    share, weight = correct / total, Z95**2 / total
-    middle = (share + weight / 2) / (1 + weight)
-    half = Z95 * sqrt(share * (1 - share) / total + weight / (4 * total)) / (1 + weight)
-    return max(0.0, middle - half), min(1.0, middle + half)

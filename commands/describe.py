@@ -8,7 +8,7 @@ from ..runtime.manifest import Manifest, Verification
 def verification_line(record: Verification | None) -> str:
     """A verification's figures on one line."""
     if record is None:
-        return "not verified against PyTorch"
+        return "not verified"
     figures = ", ".join(f"{name} {_figure(value)}" for name, value in record.figures.items())
     return f"{'agrees' if record.passed else 'DOES NOT AGREE'} with PyTorch: {figures}"
 
