@@ -34,7 +34,7 @@ from .graphs.head import Head
 from .graphs.reflect import Reflect
 from .graphs.vision import Vision
 from .inputs import GraphConfig
-from .lower import cpu
+from .lower import cpu, cuda
 from .prompt import prompt_tokens
 from .quantize.apply import quantize
 from .quantize.plain import default_recipe, stored_bytes
@@ -87,6 +87,12 @@ TARGETS = {
         cpu.lower,
         dict.fromkeys(("fp32", "int8", "int8-weights", "fp8", "int4"), torch.float32),
         {"onnxruntime": "1.25"},
+    ),
+    # 1.31 is what it was measured with; older ones lack operators.
+    "cuda": Target(
+        cuda.lower,
+        {"fp16": torch.float16, "bf16": torch.bfloat16},
+        {"onnxruntime": "1.31"},
     ),
 }
 ACTIVATIONS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}

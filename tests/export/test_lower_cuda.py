@@ -1,0 +1,146 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from exports import Exports
+from reflectrt.export.checkpoint import Checkpoint
+from reflectrt.export.lower import cuda
+from reflectrt.export.lower.cuda_vision import Nodes
+from reflectrt.runtime.vision import vision_layout
+
+Arrays = dict[str, np.ndarray]
+
+
+def lowered(exports: Exports, graph: str, name: str = "small", dtype: str = "float32") -> ir.Model:
+    """A graph of a random checkpoint as the CUDA lowering leaves it, with its weights."""
+    model = ir.load(exports.portable(graph, name, dtype))
+    return cuda.lower(model)
+
+
+def counts(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+def run(model: ir.Model | Path, inputs: Arrays) -> Arrays:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    if isinstance(model, ir.Model):
+        ir.external_data.load_to_model(model)
+    source = str(model) if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def with_packed_attention(model: ir.Model) -> ir.Model:
+    """The model with PackedMultiHeadAttention, which the CPU lacks, as what it means in standard operators."""
+    for node in list(model.graph):
+        if node.op_type == "PackedMultiHeadAttention":
+            op, heads = Nodes(), node.attributes["num_heads"].as_int()
+            query, key, value, _, _, ends = node.inputs
+
+            def constant(values: int | list[int], op: Nodes = op) -> ir.Value:
+                return op.Constant(value=ir.tensor(values, dtype=ir.DataType.INT64))
+
+            tokens = op.Range(constant(0), op.Squeeze(op.Shape(query, start=0, end=1)), constant(1))
+            passed = op.GreaterOrEqual(
+                op.Unsqueeze(tokens, constant([1])), op.Cast(op.Unsqueeze(ends, constant([0])), to=ir.DataType.INT64)
+            )
+            run_of = op.ReduceSum(op.Cast(passed, to=ir.DataType.INT64), constant([1]), keepdims=0)
+            together = op.Equal(op.Unsqueeze(run_of, constant([1])), op.Unsqueeze(run_of, constant([0])))
+            batched = [op.Unsqueeze(x, constant([0])) for x in (query, key, value)]
+            out = op.Squeeze(op.Attention(*batched, together, q_num_heads=heads, kv_num_heads=heads), constant([0]))
+            model.graph.insert_before(node, list(op.nodes))
+            node.outputs[0].replace_all_uses_with(out)
+            model.graph.remove(node, safe=True)
+    return model
+
+
+@pytest.mark.parametrize(("name", "layers"), [("small", 2), ("grouped-7", 1)])
+def test_every_layer_of_the_decoder_is_fused(exports: Exports, name: str, layers: int) -> None:
+    found = counts(lowered(exports, "decoder", name, "bfloat16"))
+    assert found["GroupQueryAttention"] == found["QuickGelu"] == layers
+    assert found["SkipSimplifiedLayerNormalization"] == 2 * layers
+    assert found["MatMul"] == 5 * layers  # q, k and v are one
+    assert found["Attention"] == found["TensorScatter"] == found["Range"] == found["Sigmoid"] == 0
+
+
+def test_nothing_in_the_decoder_goes_from_the_host_to_the_device(exports: Exports) -> None:
+    """A CUDA graph allows no copy: what comes from a shape, which is on the host, feeds shapes and lengths only."""
+    model = lowered(exports, "decoder", dtype="bfloat16")
+    on_host = {output for node in model.graph if node.op_type == "Shape" for output in node.outputs}
+    for node in model.graph:
+        if on_host.intersection(node.inputs):
+            assert node.op_type in ("GroupQueryAttention", "Reshape", "Cast", "Squeeze"), node
+            if node.op_type == "GroupQueryAttention":
+                assert not on_host.intersection(node.inputs[:6])
+            elif node.inputs[0] in on_host:
+                on_host.update(node.outputs)
+
+
+def test_the_decoder_gives_the_portable_graph_s_numbers(exports: Exports) -> None:
+    random = np.random.default_rng(0)
+    portable = exports.portable("decoder", "small")
+    model = lowered(exports, "decoder", "small")
+    for past, tokens in ((0, 1), (0, 7), (5, 1), (3, 60), (127, 1), (90, 38), (0, 128)):
+        inputs: Arrays = {}
+        for value in ir.load(portable).graph.inputs:
+            free = {"tokens": tokens, "capacity": 128}
+            shape = [axis if isinstance(axis, int) else free[str(axis)] for axis in value.shape]  # type: ignore[union-attr]
+            inputs[str(value.name)] = random.normal(size=shape).astype(np.float32)
+        inputs["positions"] = np.sort(random.integers(0, 300, (3, tokens)), axis=1)
+        inputs["past_length"] = np.array([past])
+        wanted, found = run(portable, inputs), run(model, inputs)
+        np.testing.assert_allclose(found.pop("hidden_post_norm"), wanted.pop("hidden_post_norm"), atol=2e-5)
+        for output, cache in found.items():
+            np.testing.assert_allclose(cache[:, :, : past + tokens], wanted[output][:, :, : past + tokens], atol=1e-5)
+
+
+def test_windows_become_packed_attention_and_nothing_is_padded(exports: Exports) -> None:
+    found = counts(lowered(exports, "vision", dtype="bfloat16"))  # three blocks, the second with full attention
+    assert found["PackedMultiHeadAttention"] == 2
+    assert found["MultiHeadAttention"] == 1
+    assert found["SkipSimplifiedLayerNormalization"] == 2 * 3
+    assert found["QuickGelu"] == 3
+    assert found["Attention"] == found["Clip"] == found["Transpose"] == 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (12, 24), (4, 6), (10, 18)])
+def test_vision_gives_the_portable_graph_s_numbers(exports: Exports, height: int, width: int) -> None:
+    layout = vision_layout(height, width, merge=2, window=8)
+    inputs: Arrays = {
+        "patches": np.random.default_rng(1).integers(0, 256, (2, height * width, 1176), dtype=np.uint8),
+        "patch_positions": layout.positions,
+        "windows": layout.windows,
+        "window_slots": layout.slots,
+    }
+    model = lowered(exports, "vision")
+    wanted = run(exports.portable("vision"), inputs)["embeddings"]
+    found = run(with_packed_attention(model), inputs)["embeddings"]
+    np.testing.assert_allclose(found, wanted, atol=5e-5)
+
+
+def test_half_of_bfloat16_is_not_lost_in_packed_attention(exports: Exports) -> None:
+    """The operator has no bfloat16 kernel: it gets float16, and every other operator bfloat16."""
+    model = lowered(exports, "vision", dtype="bfloat16")
+    for node in model.graph:
+        if node.op_type == "PackedMultiHeadAttention":
+            (reader,) = (user for user, _ in node.outputs[0].uses())
+            (cast,) = (user for user, _ in reader.outputs[0].uses())
+            assert cast.attributes["to"].as_int() == ir.DataType.BFLOAT16
+    in_float16 = lowered(exports, "vision", dtype="float16")
+    assert counts(in_float16)["Cast"] < counts(model)["Cast"]
+
+
+def test_packed_weights_are_read_when_they_are_written(exports: Exports) -> None:
+    checkpoint = Checkpoint.open(exports.checkpoint())
+    model = ir.load(exports.portable("decoder"))
+    prefix = "model.language_model.layers.0.self_attn."
+    parts = [checkpoint.read(f"{prefix}{part}_proj.weight").t().float().numpy() for part in "qkv"]
+    cuda.lower(model)
+    packed = model.graph.initializers[f"{prefix}q_proj+k_proj+v_proj.weight"].const_value
+    assert isinstance(packed, ir.LazyTensor)
+    np.testing.assert_array_equal(packed.numpy(), np.concatenate(parts, axis=1))
