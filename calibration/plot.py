@@ -41,8 +41,8 @@ def write_plot(report: Report, file: Path) -> None:
         f"accuracy {report.against}": report.float_accuracy,
     }
     middles = [100 * share.share for share in rows.values()]
-    below = [100 * (share.share - share.low) for share in rows.values()]
-    above = [100 * (share.high - share.share) for share in rows.values()]
+    below = [max(0.0, 100 * (share.share - share.low)) for share in rows.values()]
+    above = [max(0.0, 100 * (share.high - share.share)) for share in rows.values()]
     shares.errorbar(middles, list(rows), xerr=[below, above], fmt="o", capsize=4)
     shares.axvline(100 * LEAST_AGREEMENT.get(report.precision, 1.0), linestyle=":", label="least agreement")
     shares.invert_yaxis()
