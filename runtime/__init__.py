@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from .answer import Answer, MediaReport
 from .bundle import open_bundle
-from .errors import CompatibilityError, ReflectRTError, UsageError
+from .errors import ReflectRTError, UsageError
 from .sampling import Sampling
 from .session import Model, Session
 
@@ -23,7 +23,7 @@ def load(bundle: str | Path, device: Device = "auto", threads: int | None = None
     `device` "auto" takes what the bundle was exported for; `threads` are the CPU threads of one operator (default: all
     cores this process may use). Raises UsageError, BundleError, CompatibilityError and ResourceError.
     """
-    from .onnxruntime import OrtCpuEngine  # here, so that `import reflectrt` does not load the engine library
+    from .engines import open_engine  # here, so that `import reflectrt` does not load the engine library
 
     if device not in get_args(Device):
         raise UsageError(f"device is {device!r}; pass {', '.join(get_args(Device))}")
@@ -31,6 +31,4 @@ def load(bundle: str | Path, device: Device = "auto", threads: int | None = None
     if threads is not None and not 1 <= threads <= cores:
         raise UsageError(f"threads is {threads}, this process may use {cores} cores; pass 1 to {cores}")
     opened = open_bundle(bundle)
-    if device == "cuda":
-        raise CompatibilityError(f"{bundle} runs on the CPU only: this version has no CUDA engine; pass --device cpu")
-    return Model(opened, OrtCpuEngine(opened, threads))
+    return Model(opened, open_engine(opened, device, threads))

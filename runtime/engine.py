@@ -1,6 +1,6 @@
 """What the runtime asks of an engine library: buffers on its device, and graphs that run from buffers into buffers.
 
-One file per library implements this: `runtime/onnxruntime.py`. Nothing else in the runtime knows which one runs.
+One file per library and device implements this: `runtime/onnxruntime.py`, `runtime/onnxruntime_cuda.py`. Nothing else in the runtime knows which one runs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ class Engine(Protocol):
 
     device: str
     activation: np.dtype[Any]
-    """Element type of every "float" port."""
+    """Element type of every "float" port (two opaque bytes where that is bfloat16)."""
+    chunk_tokens: int
+    """Tokens of one decoder run in prefill: enough for large matrix products, few enough for small activations."""
+    vision_patches: int
+    """Patches of one vision run (of whole grids, at least one), chosen likewise."""
 
     def graph(self, name: str) -> Graph:
         """A graph by its name in the contract."""

@@ -12,11 +12,11 @@ import numpy as np
 import onnxruntime as ort
 
 from .bundle import Bundle
-from .contract import FLOAT, Signature
 from .engine import Array, Buffer
-from .errors import BundleError, CompatibilityError, ReflectRTError, ResourceError
+from .errors import BundleError, CompatibilityError, ResourceError
 from .manifest import GraphEntry
 from .memory import available_bytes
+from .ort_session import check_ports, check_version, failure, first_line
 
 QUIET = 4  # only "fatal" is logged: failures come back as exceptions, which we word ourselves
 
@@ -62,7 +62,7 @@ class OrtGraph:
         try:
             self._session.run_with_iobinding(bind)
         except Exception as error:  # ONNX Runtime's own exception types are not public
-            raise _failure(self._name, error) from error
+            raise failure(self._name, error) from error
 
     def end_profiling(self) -> Path:
         """The file that the session wrote its operators' times to."""
@@ -73,6 +73,8 @@ class OrtCpuEngine:
     """ONNX Runtime's CPU provider."""
 
     device = "cpu"
+    chunk_tokens = 512  # keeps two cores in large matrix products
+    vision_patches = 4096
 
     def __init__(self, bundle: Bundle, threads: int | None = None, operator_times: Path | None = None) -> None:
         """`operator_times` is a folder for ONNX Runtime's own profiles of every graph, see `end_profiling`."""
@@ -85,7 +87,7 @@ class OrtCpuEngine:
             raise CompatibilityError(
                 f"{bundle.path} computes in {manifest.activation}, which the CPU engine does not; export it in fp32"
             )
-        _check_version(manifest.engine.get("onnxruntime", "0"))
+        check_version(manifest.engine.get("onnxruntime", "0"))
         self.activation = np.dtype(manifest.activation)
         options = _options(threads or len(os.sched_getaffinity(0)), operator_times)
         self._graphs = {name: self._load(bundle, name, entry, options) for name, entry in manifest.graphs.items()}
@@ -146,47 +148,7 @@ def _open(bundle: Bundle, name: str, entry: GraphEntry, options: ort.SessionOpti
         session = ort.InferenceSession(str(bundle.file(entry.file)), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exception types are not public
         raise BundleError(
-            f"ONNX Runtime {ort.__version__} cannot load {entry.file}: {_first_line(error)}; export the bundle again"
+            f"ONNX Runtime {ort.__version__} cannot load {entry.file}: {first_line(error)}; export the bundle again"
         ) from error
-    _check_ports(session, name, entry.signature(), bundle.manifest.activation)
+    check_ports(session, name, entry.signature(), bundle.manifest.activation)
     return session
-
-
-def _check_ports(session: ort.InferenceSession, name: str, wanted: Signature, activation: str) -> None:
-    """The file's inputs and outputs are the manifest's, in name, type and rank."""
-    for found, ports in ((session.get_inputs(), wanted.inputs), (session.get_outputs(), wanted.outputs)):
-        actual = {node.name: (node.type, len(node.shape)) for node in found}
-        expected = {
-            port.name: (_ort_type(activation if port.dtype == FLOAT else port.dtype), len(port.axes)) for port in ports
-        }
-        if actual != expected:
-            odd = sorted({*actual.items()} ^ {*expected.items()})[0][0]
-            raise BundleError(f"graph {name} differs from the manifest at {odd!r}; export the bundle again")
-
-
-def _ort_type(dtype: str) -> str:
-    names = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
-    return f"tensor({names.get(dtype, dtype)})"
-
-
-def _check_version(oldest: str) -> None:
-    if _numbers(ort.__version__) < _numbers(oldest):
-        raise CompatibilityError(
-            f"the bundle needs ONNX Runtime {oldest} or newer, installed is {ort.__version__}; "
-            "run `pip install --upgrade onnxruntime`"
-        )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-
-
-def _failure(graph: str, error: Exception) -> ReflectRTError:
-    text = _first_line(error)
-    if "alloc" in text.lower():
-        return ResourceError(f"no memory left in {graph} ({text}); use a smaller --max-frames or --max-pixels")
-    return ReflectRTError(f"{graph} failed: {text}; please report this")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]

@@ -26,8 +26,6 @@ from .stream import Stream
 from .tokenizer import TextStream, Tokenizer
 from .vision import encode
 
-PATCHES_PER_RUN = 4096
-"""Patches of one vision run (of whole grids, at least one): large matrix products, activations of tens of MB."""
 CHUNKS_AHEAD = 2
 """Chunks of patches read ahead of the vision encoder."""
 RESERVE_TOKENS = 256
@@ -254,7 +252,7 @@ class Session:
         """Read, encode and prefill one medium chunk by chunk; yields its visual tokens so far."""
         model, step = self._model.manifest.model, self._time_step(item)
         _, height, width = item.grid
-        per_run = max(1, PATCHES_PER_RUN // (height * width))
+        per_run = max(1, self._model.engine.vision_patches // (height * width))
         first = 0
         with closing(prefetch(self._read(item, per_run), CHUNKS_AHEAD)) as chunks:
             for patches in chunks:

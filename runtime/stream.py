@@ -13,9 +13,6 @@ from .engine import Array, Buffer, Engine
 from .manifest import Manifest
 from .positions import Grid, position_after, text_positions, visual_positions
 
-CHUNK_TOKENS = 512
-"""Tokens of one decoder run in prefill: enough to keep two cores in large matrix products; activations stay small."""
-
 
 @dataclass(frozen=True)
 class Mark:
@@ -93,8 +90,8 @@ class Stream:
         """Run the decoder over [1, T, D] in chunks; the last hidden state [1, 1, D]."""
         tokens, width = embeddings.shape[1:]
         self.cache.reserve(tokens)
-        for start in range(0, tokens, CHUNK_TOKENS):
-            count = min(CHUNK_TOKENS, tokens - start)
+        for start in range(0, tokens, self.engine.chunk_tokens):
+            count = min(self.engine.chunk_tokens, tokens - start)
             chunk = embeddings.view((1, count, width), start * width)
             hidden = self._advance(chunk, positions[:, start : start + count])
         return hidden.view((1, 1, width), (count - 1) * width)

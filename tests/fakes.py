@@ -91,6 +91,8 @@ class FakeEngine:
     follow: Mapping[Any, int] = field(default_factory=dict)
     free: int = 2**40
     device: str = "cpu"
+    chunk_tokens: int = 512
+    vision_patches: int = 4096
     activation: np.dtype = field(default_factory=lambda: np.dtype(np.float32))
     runs: list[tuple[str, dict[str, Array]]] = field(default_factory=list)
     broken: str | None = None

@@ -272,7 +272,7 @@ def test_more_steps_than_the_context_holds_are_refused(
 def test_a_cuda_device_is_refused_on_a_cpu_bundle(
     bundle: Path, media: Paths, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    fails(capfd, 1, "CPU only", "ask", bundle, media["picture"], *ASK, "--device", "cuda")
+    fails(capfd, 1, "exported for cpu", "ask", bundle, media["picture"], *ASK, "--device", "cuda")
 
 
 @pytest.mark.parametrize("command", ["ask", "export", "verify", "inspect"])
@@ -301,7 +301,7 @@ def test_a_bundle_is_not_replaced_without_force(
         (("{checkpoint}", "{absent}/bundle"), "is not a folder; create it"),
         (("{checkpoint}", "{precious}"), "exists and is not a bundle"),
         (("{checkpoint}", "{precious}", "--force"), "exists and is not a bundle"),
-        (("{checkpoint}", "{target}", "--target", "cuda"), "target 'cuda' is not built yet"),
+        (("{checkpoint}", "{target}", "--target", "cuda", "--precision", "fp32"), "target cuda does not run fp32"),
         (("{checkpoint}", "{target}", "--precision", "int8"), "int8 needs the ranges of activations"),
         (("{precious}", "{target}"), r"no config\.json"),
     ],

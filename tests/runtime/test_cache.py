@@ -4,7 +4,7 @@ from fakes import FACTS, FakeEngine, make_manifest
 from reflectrt.runtime.cache import BUCKET, KVCache
 from reflectrt.runtime.errors import LimitError, ResourceError
 from reflectrt.runtime.memory import cache_bytes
-from reflectrt.runtime.stream import CHUNK_TOKENS, Stream
+from reflectrt.runtime.stream import Stream
 
 
 def rows(stream: Stream, name: str) -> list[float]:
@@ -70,11 +70,11 @@ def test_too_little_memory_is_refused_with_numbers_before_anything_is_taken() ->
 def test_long_text_goes_in_chunks_whose_positions_and_rows_go_on() -> None:
     engine = FakeEngine()
     stream = Stream(engine, make_manifest(), 3000)
-    ids = [i % 60 for i in range(2 * CHUNK_TOKENS + 7)]
+    ids = [i % 60 for i in range(2 * FakeEngine.chunk_tokens + 7)]
     hidden = stream.feed_tokens(ids)
     runs = engine.of("decoder")
-    assert [run["embeddings"].shape[1] for run in runs] == [CHUNK_TOKENS, CHUNK_TOKENS, 7]
-    assert [int(run["past_length"][0]) for run in runs] == [0, CHUNK_TOKENS, 2 * CHUNK_TOKENS]
+    assert [run["embeddings"].shape[1] for run in runs] == [FakeEngine.chunk_tokens, FakeEngine.chunk_tokens, 7]
+    assert [int(run["past_length"][0]) for run in runs] == [0, FakeEngine.chunk_tokens, 2 * FakeEngine.chunk_tokens]
     positions = np.concatenate([run["positions"] for run in runs], axis=1)
     np.testing.assert_array_equal(positions, np.tile(np.arange(len(ids)), (3, 1)))
     assert engine.download(hidden)[0, 0, 0] == ids[-1]

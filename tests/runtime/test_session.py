@@ -163,11 +163,9 @@ def test_the_first_question_is_charged_with_the_reading(model: Model) -> None:
 
 
 def test_a_long_video_is_encoded_in_chunks_with_the_same_result(model: Model, counts: CountingEngine) -> None:
-    from reflectrt.runtime import session as sessions
-
     whole = model.open(VIDEO).ask("Which?", OPTIONS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sessions, "PATCHES_PER_RUN", 2 * 8 * 6)
+        patch.setattr(counts, "vision_patches", 2 * 8 * 6)
         counts.runs.clear()
         chunked = model.open(VIDEO).ask("Which?", OPTIONS)
     assert counts.runs["vision"] == 3

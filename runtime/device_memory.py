@@ -1,0 +1,118 @@
+"""Device memory that is kept and used again: after the first question nothing is allocated any more."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+from .cuda import DeviceMemoryError
+from .errors import ResourceError
+
+SMALL, GRAIN = 2**20, 2**21
+"""Bytes: below SMALL sizes are rounded up to a power of two, from there on to whole GRAINs, to fit one another."""
+
+
+class Memory(Protocol):
+    """What a pool needs of a GPU."""
+
+    def allocate(self, size: int) -> int:
+        """Address of `size` new bytes; DeviceMemoryError where there is no room."""
+
+    def free(self, address: int) -> None:
+        """Give memory back."""
+
+    def free_bytes(self) -> int:
+        """Memory that is free on the GPU now."""
+
+
+class Block:
+    """Bytes on the device; back in the pool once nothing refers to them."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.address, self.size = address, size
+
+
+@dataclass(frozen=True)
+class DeviceBuffer:
+    """Part of a block, seen as an array; `offset` in bytes, `dtype` by name ("bfloat16" too)."""
+
+    block: Block
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def address(self) -> int:
+        """Where its first element is."""
+        return self.block.address + self.offset
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return prod(self.shape) * itemsize(self.dtype)
+
+    def view(self, shape: Sequence[int], offset: int = 0) -> DeviceBuffer:
+        """The same memory from element `offset` on, seen as `shape`; no copy."""
+        return DeviceBuffer(self.block, self.offset + offset * itemsize(self.dtype), tuple(shape), self.dtype)
+
+
+class Pool:
+    """Blocks by size. Work runs in the order it is queued in, so a block may be given out as soon as it is free."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._free: defaultdict[int, list[int]] = defaultdict(list)
+        self.allocations = 0
+        """How often the device was asked for memory so far."""
+
+    def take(self, size: int) -> Block:
+        """A block of at least `size` bytes. Raises ResourceError with need and free."""
+        rounded = _rounded(size)
+        waiting = self._free[rounded]
+        block = Block(waiting.pop() if waiting else self._allocate(rounded), rounded)
+        weakref.finalize(block, self._free[rounded].append, block.address)
+        return block
+
+    def free_bytes(self) -> int:
+        """Memory that can be had: the device's free, and what waits here."""
+        return self._memory.free_bytes() + sum(size * len(waiting) for size, waiting in self._free.items())
+
+    def _allocate(self, size: int) -> int:
+        try:
+            address = self._memory.allocate(size)
+        except DeviceMemoryError:
+            self._release()
+            address = self._allocate_or_refuse(size)
+        self.allocations += 1
+        return address
+
+    def _allocate_or_refuse(self, size: int) -> int:
+        try:
+            return self._memory.allocate(size)
+        except DeviceMemoryError:
+            free = self._memory.free_bytes()
+            raise ResourceError(
+                f"{size / 1e6:.0f} MB more are needed on the GPU, {free / 1e6:.0f} MB are free; "
+                "use a smaller --max-frames or --max-pixels"
+            ) from None
+
+    def _release(self) -> None:
+        """Give all that waits back to the device."""
+        for waiting in self._free.values():
+            while waiting:
+                self._memory.free(waiting.pop())
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element."""
+    return {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4, "int64": 8, "uint8": 1, "bool": 1}[dtype]
+
+
+def _rounded(size: int) -> int:
+    if size < SMALL:
+        return max(256, 1 << (size - 1).bit_length())
+    return -(-size // GRAIN) * GRAIN

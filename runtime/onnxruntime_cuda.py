@@ -1,0 +1,237 @@
+"""The engine over ONNX Runtime's CUDA provider: everything stays in device memory, single steps are CUDA graphs.
+
+A CUDA graph replays fixed addresses. So the decoder's one-token runs go through small fixed buffers: embedding,
+position and length are copied in, the hidden state out, a few KB on the device's own stream, and the replay launches
+some 500 kernels at once. A graph belongs to the KV cache that it was captured with.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from . import bfloat16, contract
+from .bundle import Bundle
+from .contract import cache_output
+from .cuda import Gpu
+from .device_memory import DeviceBuffer, Pool, itemsize
+from .engine import Array, Buffer
+from .errors import BundleError, ResourceError
+from .manifest import GraphEntry
+from .ort_cuda_checks import check_device, check_nodes, check_provider
+from .ort_session import check_ports, check_version, failure, first_line
+
+PROVIDER = "CUDAExecutionProvider"
+ONNX_TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}
+"""Numbers of onnx.TensorProto.DataType."""
+
+NO_GRAPH = -1
+MAX_GRAPHS = 8
+"""Captured graphs that are kept, one for each KV cache lately used; each holds some MB."""
+
+QUIET = 4  # only "fatal" is logged: failures come back as exceptions, which we word ourselves
+
+
+def _device_buffer(buffer: Buffer) -> DeviceBuffer:
+    if not isinstance(buffer, DeviceBuffer):
+        raise TypeError(f"a {type(buffer).__name__} is not this engine's")
+    return buffer
+
+
+class OrtCudaGraph:
+    """One session with its binding."""
+
+    def __init__(self, session: ort.InferenceSession, name: str) -> None:
+        self._session, self._name = session, name
+        self._binding = session.io_binding()
+
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        """Run from bound inputs into bound outputs."""
+        self._bind(self._binding, inputs, outputs)
+        self._run(self._binding, NO_GRAPH)
+
+    def _bind(self, binding: ort.IOBinding, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        for bind, buffers in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, buffer in buffers.items():
+                found = _device_buffer(buffer)
+                bind(name, "cuda", 0, ONNX_TYPES[found.dtype], found.shape, found.address)
+
+    def _run(self, binding: ort.IOBinding, graph_id: int) -> None:
+        options = ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(graph_id))
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:  # ONNX Runtime's own exception types are not public
+            raise failure(self._name, error) from error
+
+
+class StepGraph:
+    """A captured one-token run: its number, its binding, and the fixed buffers that it reads and writes."""
+
+    def __init__(self, number: int, binding: ort.IOBinding, inputs: dict[str, DeviceBuffer], hidden: DeviceBuffer):
+        self.number, self.binding, self.inputs, self.hidden = number, binding, inputs, hidden
+
+
+class OrtCudaDecoder(OrtCudaGraph):
+    """The decoder: runs of one token are captured once for each KV cache, then replayed."""
+
+    def __init__(self, session: ort.InferenceSession, engine: OrtCudaEngine) -> None:
+        super().__init__(session, contract.DECODER)
+        self._engine = engine
+        self._steps: OrderedDict[tuple[tuple[int, tuple[int, ...]], ...], StepGraph] = OrderedDict()
+        self._captured = 0
+
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        """Run from bound inputs into bound outputs."""
+        if inputs["embeddings"].shape[1] > 1:
+            super().run(inputs, outputs)
+            return
+        step = self._step(inputs)
+        for name, fixed in step.inputs.items():
+            self._engine.move(_device_buffer(inputs[name]), fixed)
+        self._run(step.binding, step.number)
+        self._engine.move(step.hidden, _device_buffer(outputs["hidden_post_norm"]))
+
+    def _step(self, inputs: Mapping[str, Buffer]) -> StepGraph:
+        """The graph for this KV cache; a new one is captured by its first run."""
+        caches = {name: _device_buffer(buffer) for name, buffer in inputs.items() if "_cache." in name}
+        key = tuple((buffer.address, buffer.shape) for buffer in caches.values())
+        if key not in self._steps:
+            self._steps[key] = self._new_step(inputs, caches)
+            if len(self._steps) > MAX_GRAPHS:
+                _, oldest = self._steps.popitem(last=False)
+                self._session.release_captured_graph(oldest.number)
+        self._steps.move_to_end(key)
+        return self._steps[key]
+
+    def _new_step(self, inputs: Mapping[str, Buffer], caches: Mapping[str, DeviceBuffer]) -> StepGraph:
+        small = {name: _device_buffer(buffer) for name, buffer in inputs.items() if name not in caches}
+        fixed = {name: self._engine.buffer(buffer.shape, buffer.dtype) for name, buffer in small.items()}
+        hidden = self._engine.buffer(small["embeddings"].shape, small["embeddings"].dtype)
+        binding = self._session.io_binding()
+        updated = {cache_output(name): buffer for name, buffer in caches.items()}
+        self._bind(binding, fixed | dict(caches), {"hidden_post_norm": hidden, **updated})
+        self._captured += 1
+        return StepGraph(self._captured, binding, fixed, hidden)
+
+
+class OrtCudaEngine:
+    """ONNX Runtime's CUDA provider on one GPU."""
+
+    device = "cuda"
+    chunk_tokens = 4096
+    vision_patches = 16_384
+
+    def __init__(self, bundle: Bundle, index: int = 0) -> None:
+        """Raises CompatibilityError (no CUDA build, driver, GPU, or another target's bundle) and ResourceError."""
+        manifest = bundle.manifest
+        check_provider(bundle)
+        check_version(manifest.engine.get("onnxruntime", "0"), "onnxruntime-gpu")
+        self._gpu = Gpu(index)
+        check_device(self._gpu.facts())
+        self._pool = Pool(self._gpu)
+        self._float = manifest.activation
+        self.activation = bfloat16.DTYPE if self._float == "bfloat16" else np.dtype(self._float)
+        self._check_room(bundle)
+        self._graphs = {name: self._open(bundle, name, entry) for name, entry in manifest.graphs.items()}
+
+    @property
+    def allocations(self) -> int:
+        """How often device memory was asked for outside ONNX Runtime so far; it stays once all sizes were met."""
+        return self._pool.allocations
+
+    def graph(self, name: str) -> OrtCudaGraph:
+        """A graph by its name in the contract."""
+        return self._graphs[name]
+
+    def empty(self, shape: Sequence[int]) -> DeviceBuffer:
+        """An uninitialised buffer of the activation type. Raises ResourceError."""
+        return self.buffer(shape, self._float)
+
+    def buffer(self, shape: Sequence[int], dtype: str) -> DeviceBuffer:
+        """An uninitialised buffer of any type. Raises ResourceError."""
+        block = self._pool.take(prod(shape) * itemsize(dtype))
+        return DeviceBuffer(block, 0, tuple(shape), dtype)
+
+    def upload(self, array: Array) -> DeviceBuffer:
+        """The array on the device; floats in the activation type."""
+        if array.dtype.kind == "f":
+            array = bfloat16.from_float32(array) if self._float == "bfloat16" else array.astype(self.activation)
+            target = self.empty(array.shape)
+        else:
+            target = self.buffer(array.shape, array.dtype.name)
+        array = np.ascontiguousarray(array)
+        self._gpu.upload(array.ctypes.data, target.address, array.nbytes)
+        return target
+
+    def download(self, buffer: Buffer) -> Array:
+        """The buffer on the host; floats as float32."""
+        source = _device_buffer(buffer)
+        array = np.empty(source.shape, np.uint16 if source.dtype == "bfloat16" else source.dtype)
+        self._gpu.download(source.address, array.ctypes.data, array.nbytes)
+        if source.dtype == "bfloat16":
+            return bfloat16.to_float32(array)
+        return array.astype(np.float32) if array.dtype.kind == "f" else array
+
+    def copy(self, source: Buffer, target: Buffer) -> None:
+        """Copy a [1, H, R, d] buffer over the first R rows of a [1, H, C, d] one."""
+        old, new = _device_buffer(source), _device_buffer(target)
+        heads = old.shape[1]
+        pitches = (old.nbytes // heads, new.nbytes // heads)
+        self._gpu.copy_pieces(old.address, new.address, pitches[0], pitches, heads)
+
+    def move(self, source: DeviceBuffer, target: DeviceBuffer) -> None:
+        """Copy a whole buffer into one of the same size."""
+        self._gpu.copy(source.address, target.address, source.nbytes)
+
+    def free_bytes(self) -> int:
+        """Memory that can be had on the device now."""
+        return self._pool.free_bytes()
+
+    def _check_room(self, bundle: Bundle) -> None:
+        weights = sum(entry.size for name, entry in bundle.manifest.files.items() if name.endswith(".data"))
+        free = self._gpu.free_bytes()
+        if weights > free:
+            raise ResourceError(
+                f"the weights need {weights / 1e6:.0f} MB on the GPU, {free / 1e6:.0f} MB are free; "
+                "stop what else runs there, or export with --precision int4"
+            )
+
+    def _open(self, bundle: Bundle, name: str, entry: GraphEntry) -> OrtCudaGraph:
+        capture = name == contract.DECODER
+        session = _session(bundle.file(entry.file), self._provider_options(capture))
+        check_nodes(session, name)
+        check_ports(session, name, entry.signature(), bundle.manifest.activation)
+        return OrtCudaDecoder(session, self) if capture else OrtCudaGraph(session, name)
+
+    def _provider_options(self, capture: bool) -> dict[str, str]:
+        return {
+            "device_id": "0",
+            "user_compute_stream": str(self._gpu.stream),
+            "arena_extend_strategy": "kSameAsRequested",  # doubling would waste up to half of what is free
+            "enable_cuda_graph": "1" if capture else "0",
+        }
+
+
+def _session(file: Path, provider: dict[str, str]) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = QUIET
+    options.enable_mem_pattern = False  # shapes change from run to run
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        return ort.InferenceSession(str(file), options, providers=[(PROVIDER, provider)])
+    except Exception as error:  # ONNX Runtime's own exception types are not public
+        text = first_line(error)
+        if "alloc" in text.lower() or "memory" in text.lower():
+            raise ResourceError(
+                f"{file.name} does not fit the GPU ({text}); stop what else runs there, or export with --precision int4"
+            ) from error
+        raise BundleError(
+            f"ONNX Runtime {ort.__version__} cannot load {file.name}: {text}; export the bundle again"
+        ) from error
