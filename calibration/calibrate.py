@@ -15,7 +15,7 @@ import numpy as np
 
 from ..export.bundle import ExportPlan, export_bundle
 from ..export.checkpoint import Checkpoint
-from ..export.quantize.plain import BLOCK, linear_weights
+from ..export.quantize.plain import BLOCK, TABLE, linear_weights, table_recipe
 from ..export.recipe import (
     FORMAT,
     FORMAT_MAJOR,
@@ -29,6 +29,7 @@ from ..export.recipe import (
     Recipe,
     Scheme,
 )
+from ..runtime import contract
 from ..runtime.bundle import open_bundle
 from ..runtime.contract import cache_names, cache_output
 from ..runtime.errors import BundleError, MediaError, NumericError, UsageError
@@ -100,7 +101,7 @@ def check_samples(samples: Sequence[Sample]) -> None:
 
 def kept_weights(checkpoint: Checkpoint, patterns: Sequence[str]) -> set[str]:
     """Weights of the layers that shell patterns match, with or without `.weight`. Raises UsageError for one without."""
-    weights = [weight for names in linear_weights(checkpoint).values() for weight in names]
+    weights = [weight for names in linear_weights(checkpoint).values() for weight in names] + [TABLE]
     kept: set[str] = set()
     for pattern in patterns:
         found = {w for w in weights if fnmatch.fnmatch(w, pattern) or fnmatch.fnmatch(w[: -len(".weight")], pattern)}
@@ -151,6 +152,8 @@ def make_recipe(checkpoint: Checkpoint, samples: Sequence[Sample], settings: Set
         graph: GraphRecipe({w: _linear(w, seen, folds, settings) for w in weights if w not in kept})
         for graph, weights in linear_weights(checkpoint).items()
     }
+    if TABLE not in kept:
+        graphs[contract.EMBED] = table_recipe(settings.precision)
     origin = Origin(
         settings.method,
         settings.smooth,

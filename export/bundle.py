@@ -41,7 +41,7 @@ from .quantize.plain import default_recipe, stored_bytes
 from .recipe import Recipe
 from .staging import file_entry, staged
 from .trace import trace
-from .weights import TIED_HEAD, StoredTensor, bind_weights, share_weight, write_weights
+from .weights import StoredTensor, bind_weights, share_tied_head, write_weights
 
 Check = Callable[[Path], Verification]
 """Holds a finished bundle folder against its checkpoint; run before the bundle is published."""
@@ -218,10 +218,8 @@ class _GraphWriter:
         if self.recipe:
             quantize(model, self.recipe, name)
         model = self.target.lower(model)
-        head, table = TIED_HEAD
-        if head in model.graph.initializers and self.checkpoint.text.tied and table in self.stored:
-            share_weight(model, head, self.stored[table], self.folder)
-        else:
+        tied = name == contract.HEAD and self.checkpoint.text.tied
+        if not (tied and share_tied_head(model, self.stored, self.folder)):
             self.stored |= write_weights(model, self.folder, f"{name}.onnx.data", self._wrote)
         ir.save(model, self.folder / f"{name}.onnx")
         return GraphEntry(f"{name}.onnx", signature.inputs, signature.outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,32 @@ def write_weights(model: ir.Model, folder: Path, file: str, progress: Progress) 
     }
 
 
-def share_weight(model: ir.Model, name: str, stored: StoredTensor, folder: Path) -> None:
+def share_tied_head(model: ir.Model, stored: Mapping[str, StoredTensor], folder: Path) -> bool:
+    """Make the head refer to the token table's bytes, in whatever form both are; False where they are not the same."""
+    head, table = TIED_HEAD
+    large = {
+        str(name): value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES
+    }
+    pairs = {name: stored.get(name.replace(head, table)) for name in large}
+    if not all(there and _same_bytes(large[name], there, folder) for name, there in pairs.items()):
+        return False
+    for name, there in pairs.items():
+        if there:
+            _share_weight(model, name, there, folder)
+    return True
+
+
+def _same_bytes(tensor: ir.TensorProtocol, stored: StoredTensor, folder: Path) -> bool:
+    if tensor.nbytes != stored.length:
+        return False
+    with (folder / stored.file).open("rb") as file:
+        file.seek(stored.offset)
+        return tensor.tobytes() == file.read(stored.length)
+
+
+def _share_weight(model: ir.Model, name: str, stored: StoredTensor, folder: Path) -> None:
     """Make an initializer refer to bytes that another graph's file already holds."""
     value = model.graph.initializers[name]
     tensor = value.const_value

@@ -1,6 +1,7 @@
-"""The quantized Linears of a portable graph, as every lowering finds them, and the packed forms that kernels read.
+"""The quantized Linears and tables of a portable graph, as lowerings find them, and the packed forms kernels read.
 
     x -> [QuantizeLinear -> DequantizeLinear ->] MatMul( , DequantizeLinear(W [in, out], scale)) [-> Add(bias)]
+    Gather(DequantizeLinear(W [rows, width], scale), ids)
 
 The head is a Gemm with its weight [out, in]. Scales go by output channel, or by block of the input axis. Symmetric.
 """
@@ -95,6 +96,43 @@ def find_quantized_linears(model: ir.Model) -> Iterator[QuantizedLinear]:
         input_axis = 1 if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1 else 0
         block = source.attributes.get_int("block_size", 0)
         yield QuantizedLinear(node, floating, input_scale, weight, scale, input_axis, block, _bias(node))
+
+
+@dataclass(frozen=True)
+class QuantizedTable:
+    """A look-up of rows in a quantized table."""
+
+    node: ir.Node
+    """The Gather."""
+    ids: ir.Value
+    weight: ir.Value
+    """Initializer: int8 or int4, [rows, width]."""
+    scale: ir.Value
+    """Initializer: [rows], or with blocks [rows, ceil(width / block)]."""
+    block: int
+    """Columns that share a scale; 0: all of them."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table."""
+        return _size(self.weight, 0)
+
+    @property
+    def width(self) -> int:
+        """Columns of the table."""
+        return _size(self.weight, 1)
+
+
+def find_quantized_tables(model: ir.Model) -> Iterator[QuantizedTable]:
+    """Every look-up in a quantized table. Do not edit the graph while iterating: list them first."""
+    for node in model.graph:
+        source = _producer(node.inputs[0], "DequantizeLinear") if node.op_type == "Gather" and not node.domain else None
+        if source is None or node.inputs[1] is None:
+            continue
+        weight, scale = source.inputs[0], source.inputs[1]
+        if weight is None or scale is None or not weight.is_initializer() or not scale.is_initializer():
+            continue
+        yield QuantizedTable(node, node.inputs[1], weight, scale, source.attributes.get_int("block_size", 0))
 
 
 def pack_blocks(weight: Array, bits: int, block: int) -> Array:

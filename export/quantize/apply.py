@@ -1,28 +1,33 @@
-"""Quantize one graph as its recipe says: fold, then static Q/DQ, then weights alone."""
+"""Quantize one graph as its recipe says: fold, then static Q/DQ, then weights alone, the token table among them."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from ...runtime.errors import ExportError
-from ..recipe import STATIC, Recipe
+from ..recipe import STATIC, LinearRecipe, Recipe
 from ..tensors import listing
 from .fold import apply_folds
-from .linears import find_linears
+from .linears import find_linears, find_tables
 from .qdq import quantize_static
+from .weight_only import quantize_tables, quantize_weights
 
 
 def quantize(model: ir.Model, recipe: Recipe, graph: str) -> None:
     """Rewrite a bound portable graph in place. Raises ExportError where the recipe names what the graph lacks."""
     apply_folds(model, recipe.folds)
-    wanted, found = recipe.graph(graph).linears, find_linears(model)
-    if strangers := [weight for weight in wanted if weight not in found]:
+    wanted, linears, tables = recipe.graph(graph).linears, find_linears(model), find_tables(model)
+    if strangers := [weight for weight in wanted if weight not in linears and weight not in tables]:
         raise ExportError(f"the recipe quantizes {listing(strangers)}, which {graph} lacks; calibrate again")
-    chosen = {weight: (found[weight], linear) for weight, linear in wanted.items()}
-    quantize_static(model, {name: pair for name, pair in chosen.items() if pair[1].scheme in STATIC})
-    if alone := [name for name, (_, linear) in chosen.items() if linear.scheme not in STATIC]:
-        raise ExportError(f"weights alone cannot be quantized yet: {listing(alone)}")
+    chosen = {weight: (linears[weight], scheme) for weight, scheme in wanted.items() if weight in linears}
+    quantize_static(model, {name: pair for name, pair in chosen.items() if _is_static(pair[1])})
+    quantize_weights(model, {name: pair for name, pair in chosen.items() if not _is_static(pair[1])})
+    quantize_tables(model, {weight: (tables[weight], wanted[weight]) for weight in wanted if weight in tables})
     _drop_unread(model)
+
+
+def _is_static(linear: LinearRecipe) -> bool:
+    return linear.scheme in STATIC
 
 
 def _drop_unread(model: ir.Model) -> None:

@@ -1,4 +1,4 @@
-"""Where a portable graph multiplies by a weight: the places that can be quantized."""
+"""Where a portable graph reads a matrix of weights: the places that can be quantized."""
 
 from __future__ import annotations
 
@@ -40,3 +40,15 @@ def find_linears(model: ir.Model) -> dict[str, Linear]:
         transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
         found[str(weight.name)] = Linear(node, x, weight, 1 if transposed else 0)
     return found
+
+
+def find_tables(model: ir.Model) -> dict[str, ir.Node]:
+    """Every node that looks rows up in a weight [rows, width], by the name of that weight."""
+    return {
+        str(node.inputs[0].name): node
+        for node in model.graph
+        if node.op_type == "Gather"
+        and node.inputs[0] is not None
+        and node.inputs[0].is_initializer()
+        and str(node.inputs[0].name).endswith(".weight")
+    }

@@ -10,7 +10,9 @@ from ...runtime.errors import ExportError
 from ..checkpoint import Checkpoint
 from ..recipe import FORMAT, FORMAT_MAJOR, FORMAT_MINOR, GraphRecipe, LinearRecipe, Recipe
 from ..tensors import HEAD, TensorRef
+from ..weights import TIED_HEAD
 
+TABLE = TIED_HEAD[1]
 BLOCK = 32
 """Rows that share a scale in 4-bit weights; ONNX Runtime's and TensorRT's kernels have it."""
 BITS = {"int8": 8.0, "int8-weights": 8.0, "fp8": 8.0, "int4-weights": 4.0}
@@ -19,6 +21,13 @@ WEIGHTS_ONLY: dict[str, LinearRecipe] = {
     "int8-weights": LinearRecipe("int8-weights"),
     "int4": LinearRecipe("int4-weights", block=BLOCK),
 }
+TABLE_SCHEMES: dict[str, LinearRecipe] = {
+    "int8": LinearRecipe("int8-weights"),
+    "int8-weights": LinearRecipe("int8-weights"),
+    "fp8": LinearRecipe("int8-weights"),
+    "int4": LinearRecipe("int4-weights", block=BLOCK),
+}
+"""How the token table is stored, by precision: like a tied head, so that both keep sharing their bytes."""
 FLOATS = ("fp32", "fp16", "bf16")
 
 
@@ -32,6 +41,7 @@ def default_recipe(checkpoint: Checkpoint, precision: str) -> Recipe | None:
         )
     chosen = WEIGHTS_ONLY[precision]
     graphs = {name: GraphRecipe(dict.fromkeys(weights, chosen)) for name, weights in linear_weights(checkpoint).items()}
+    graphs[contract.EMBED] = table_recipe(precision)
     version = (FORMAT_MAJOR, FORMAT_MINOR)
     return Recipe(FORMAT, version, "", precision, graphs, (), None, None)  # type: ignore[arg-type]  # by WEIGHTS_ONLY
 
@@ -44,6 +54,11 @@ def linear_weights(checkpoint: Checkpoint) -> dict[str, list[str]]:
         contract.DECODER: [name for name in matrices if name.startswith("model.language_model.layers.")],
         contract.HEAD: [HEAD],
     }
+
+
+def table_recipe(precision: str) -> GraphRecipe:
+    """The embed graph's part of a recipe."""
+    return GraphRecipe({TABLE: TABLE_SCHEMES[precision]})
 
 
 def stored_bytes(tensors: Mapping[str, TensorRef], recipe: Recipe | None, float_bytes: int) -> int:

@@ -11,6 +11,7 @@ from recipes import uniform
 from reflectrt.export.checkpoint import Checkpoint
 from reflectrt.export.lower import cpu
 from reflectrt.export.quantize.apply import quantize
+from reflectrt.export.quantize.plain import default_recipe
 from reflectrt.export.recipe import Recipe
 
 LAYERS = 2
@@ -71,3 +72,46 @@ def test_outputs_keep_their_names(exports: Exports, recipe: Recipe, graph: str) 
     before = ir.load(exports.portable(graph)).graph.outputs
     after = cpu.lower(quantized(exports, graph, recipe)).graph.outputs
     assert [value.name for value in after] == [value.name for value in before]
+
+
+def run_embed(model: ir.Model, file: Path) -> np.ndarray:
+    ir.save(model, file)
+    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"token_ids": np.array([[0, 5, 17, 300]])})[0])
+
+
+@pytest.mark.parametrize("precision", ["int8-weights", "int4"])
+def test_weights_alone_are_multiplied_by_blocks(exports: Exports, precision: str, tmp_path: Path) -> None:
+    recipe = default_recipe(Checkpoint.open(exports.checkpoint()), precision)
+    assert recipe is not None
+    lowered = cpu.lower(quantized(exports, "decoder", recipe))
+    assert counts(lowered)["MatMulNBits"] == 7 * LAYERS
+    assert not any(node.op_type in ("DequantizeLinear", "MatMul") for node in lowered.graph)
+    wanted = run(quantized(exports, "decoder", recipe), tmp_path / "portable.onnx")[0]
+    found = run(lowered, tmp_path / "lowered.onnx")[0]
+    # The kernel rounds activations to 8 bits by block.
+    assert np.linalg.norm(found - wanted) < 0.03 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("precision", ["int8-weights", "int4"])
+def test_a_quantized_table_gives_the_portable_rows(exports: Exports, precision: str, tmp_path: Path) -> None:
+    recipe = default_recipe(Checkpoint.open(exports.checkpoint()), precision)
+    assert recipe is not None
+    lowered = cpu.lower(quantized(exports, "embed", recipe))
+    assert counts(lowered)["GatherBlockQuantized"] == 1
+    wanted = run_embed(quantized(exports, "embed", recipe), tmp_path / "portable.onnx")
+    np.testing.assert_allclose(run_embed(lowered, tmp_path / "lowered.onnx"), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-weights"])
+def test_the_head_multiplies_integers_without_transposing_its_table(
+    exports: Exports, scheme: str, tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint.open(exports.checkpoint())
+    recipe = uniform(checkpoint, "int8", scale=0.03) if scheme == "int8" else default_recipe(checkpoint, scheme)
+    assert recipe is not None
+    lowered = cpu.lower(quantized(exports, "head", recipe))
+    assert counts(lowered)["MatMulNBits"] == 1 and "Gemm" not in counts(lowered)
+    wanted = run(quantized(exports, "head", recipe), tmp_path / "portable.onnx")[0]
+    found = run(lowered, tmp_path / "lowered.onnx")[0]
+    assert np.linalg.norm(found - wanted) < 0.03 * np.linalg.norm(wanted)
