@@ -1,4 +1,4 @@
-"""The command line: `reflectrt export | calibrate | ask | evaluate | profile | verify | inspect`.
+"""The command line: `reflectrt export | calibrate | build | ask | evaluate | profile | verify | inspect`.
 
 Results go to stdout (`--json`: one JSON object and nothing else), progress and warnings to stderr. Exit status 0 is
 success, 2 wrong usage, 1 anything else, with one line `error: what, and what to do`.
@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from . import __version__
-from .commands import ask, calibrate, evaluate, export, inspect, profile, verify
+from .commands import ask, build, calibrate, evaluate, export, inspect, profile, verify
 from .commands.arguments import Parser
 from .runtime.errors import ReflectRTError
 
-COMMANDS = (export, calibrate, ask, evaluate, profile, verify, inspect)
+COMMANDS = (export, calibrate, build, ask, evaluate, profile, verify, inspect)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,6 +27,7 @@ from ..runtime.manifest import (
     Verification,
     VideoPixels,
 )
+from ..runtime.tensorrt_library import OLDEST
 from .checkpoint import Checkpoint
 from .graphs.decoder import Decoder
 from .graphs.embed import Embed
@@ -34,7 +35,7 @@ from .graphs.head import Head
 from .graphs.reflect import Reflect
 from .graphs.vision import Vision
 from .inputs import GraphConfig
-from .lower import cpu, cuda
+from .lower import cpu, cuda, tensorrt
 from .prompt import prompt_tokens
 from .quantize.apply import quantize
 from .quantize.plain import default_recipe, stored_bytes
@@ -81,6 +82,9 @@ class Target:
     engine: dict[str, str]
 
 
+# TensorRT has no attention kernel for float32. Quantized graphs compute in bfloat16, which has float32's range; 8-bit
+# weights alone are left out: beside bfloat16 TensorRT-RTX 1.7 writes them out dequantized in every run.
+TENSORRT_PRECISIONS = {"fp16": torch.float16} | dict.fromkeys(("bf16", "int8", "fp8", "int4"), torch.bfloat16)
 TARGETS = {
     # 1.25 is the oldest version that the parity suite was run with.
     "cpu": Target(
@@ -94,6 +98,8 @@ TARGETS = {
         {"fp16": torch.float16, "bf16": torch.bfloat16},
         {"onnxruntime": "1.31"},
     ),
+    "tensorrt": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt": OLDEST["tensorrt"]}),
+    "tensorrt-rtx": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt-rtx": OLDEST["tensorrt-rtx"]}),
 }
 ACTIVATIONS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 

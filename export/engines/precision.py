@@ -1,0 +1,56 @@
+"""Hold a built plan against its recipe: every Linear computes in the number format that it was given."""
+
+from __future__ import annotations
+
+from ...runtime.errors import ExportError
+from ...runtime.manifest import Manifest
+from .report import EngineLayer, EngineReport
+
+READS: dict[str, tuple[str, bool]] = {
+    "int8": ("int8", True),
+    "fp8": ("float8e4m3fn", True),
+    "int8-weights": ("int8", False),
+    "int4-weights": ("int4", False),
+}
+"""By scheme: the stored type of the weight, and whether the activation comes in it too."""
+
+
+def quantized_weights(manifest: Manifest, graph: str | None) -> dict[str, str]:
+    """Scheme of each quantized weight of a graph (None: of all), by its name in the checkpoint."""
+    graphs = (manifest.recipe or {}).get("graphs", {})
+    return {
+        weight: linear["scheme"]
+        for name, part in graphs.items()
+        if graph in (None, name)
+        for weight, linear in part["linears"].items()
+    }
+
+
+def check_precision(report: EngineReport, graph: str, weights: dict[str, str], activation: str) -> None:
+    """Raise ExportError where a kernel computes a Linear in another type than the recipe's.
+
+    Weights without a scheme must be read in the activation type: nothing is quantized behind our back.
+    """
+    for weight, scheme in weights.items():
+        name = weight.removesuffix(".weight")
+        layers = [layer for layer in report.layers if _computes(layer, name)]
+        if not any(_reads(layer, scheme) for layer in layers):
+            found = sorted({dtype for layer in layers for dtype in layer.constants})
+            raise ExportError(
+                f"TensorRT computes {name} in {', '.join(found) or 'no kernel'}, not {scheme}; report this"
+            )
+    small = {dtype for dtype, _ in READS.values()}
+    if not weights and any(small & {*layer.inputs, *layer.constants} for layer in report.layers):
+        raise ExportError(f"TensorRT quantized {graph}, which is to stay in {activation}; please report this")
+
+
+def _computes(layer: EngineLayer, name: str) -> bool:
+    """Whether a kernel holds this Linear's product (or a table's look-up)."""
+    return any(node in layer.nodes for node in (f"{name}/MatMul", f"{name}/Gemm", f"{name}/Gather"))
+
+
+def _reads(layer: EngineLayer, scheme: str) -> bool:
+    stored, activations_too = READS[scheme]
+    if not layer.inputs:  # it only writes the weight out dequantized, for a product in the wider type
+        return False
+    return stored in layer.constants and (stored in layer.inputs or not activations_too)
