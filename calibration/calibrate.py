@@ -118,7 +118,7 @@ def observe(
 ) -> Seen:
     """Ask every sample of the float graphs and watch. What was seen is kept in `work`, and gone on with."""
     check_samples(samples)
-    bundle = open_bundle(_float_bundle(checkpoint, work, progress))
+    bundle = open_bundle(_exported(checkpoint, work, progress))
     state, identity = work / "seen.npz", _identity(checkpoint, samples, settings)
     observations, done = _resumed(state, identity)
     engine = ObservingEngine(bundle, observations, seed=done)
@@ -189,10 +189,15 @@ def _cache(checkpoint: Checkpoint, observations: Observations, kind: Literal["in
     return KVCacheRecipe(kind, tuple(scales[::2]), tuple(scales[1::2]))
 
 
-def _float_bundle(checkpoint: Checkpoint, work: Path, progress: Progress) -> Path:
+def float_bundle(work: Path) -> Path:
+    """Where `observe` keeps the checkpoint's float32 bundle."""
+    return work / "float"
+
+
+def _exported(checkpoint: Checkpoint, work: Path, progress: Progress) -> Path:
     """The checkpoint's float32 bundle in `work`, exported where it is not there yet."""
     work.mkdir(exist_ok=True)
-    folder = work / "float"
+    folder = float_bundle(work)
     with_force = folder.exists()
     try:
         if with_force and open_bundle(folder).manifest.source.fingerprint == checkpoint.fingerprint():

@@ -10,13 +10,14 @@ import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .sources import Kind
+
 Array = NDArray[Any]
-Kind = Literal["pixels", "text", "visual", "hidden"]
 
 ROWS = 512
 """Rows kept of each source: half a million numbers of a tensor of 1,000 channels, 50 of them beyond 99.99 %."""

@@ -7,17 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime as ort
 
-from ..runtime import contract
 from ..runtime.bundle import Bundle
 from ..runtime.engine import Array, Buffer
 from ..runtime.errors import NumericError
 from ..runtime.manifest import GraphEntry
 from ..runtime.onnxruntime import HostBuffer, OrtCpuEngine, OrtGraph
 from .instrument import CHOSEN, instrument, max_port, rows_port
-from .observations import Kind, Observations
-
-MADE: dict[str, Kind] = {contract.VISION: "visual", contract.EMBED: "text"}
-"""Graphs that make embeddings, and what kind."""
+from .observations import Observations
+from .sources import Sources, array_of
 
 
 class ObservingEngine(OrtCpuEngine):
@@ -28,8 +25,7 @@ class ObservingEngine(OrtCpuEngine):
         self.observations, self.random = observations, np.random.default_rng(seed)
         self.readers: dict[str, dict[str, list[str]]] = {}
         """By graph and observed tensor, the weights that read it."""
-        self.made: dict[Kind, Array] = {}
-        """The newest embeddings of text and of visual tokens: what the decoder reads is one of them, or fed back."""
+        self.sources = Sources()
         super().__init__(bundle)
 
     def _load(self, bundle: Bundle, name: str, entry: GraphEntry, options: ort.SessionOptions) -> OrtGraph:
@@ -41,18 +37,6 @@ class ObservingEngine(OrtCpuEngine):
         session = ort.InferenceSession(str(target), options, providers=["CPUExecutionProvider"])
         return ObservedGraph(session, name, self)
 
-    def source(self, graph: str, inputs: Mapping[str, Buffer]) -> Kind:
-        """Where a graph's input comes from."""
-        if graph == contract.VISION:
-            return "pixels"
-        if graph != contract.DECODER:
-            return "hidden"
-        embeddings = _array(inputs["embeddings"])
-        for kind, array in self.made.items():
-            if np.may_share_memory(embeddings, array):
-                return kind
-        return "hidden"
-
 
 class ObservedGraph(OrtGraph):
     """An instrumented session with its binding."""
@@ -63,13 +47,12 @@ class ObservedGraph(OrtGraph):
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """Run, and take note."""
-        if kind := MADE.get(self._name):
-            self._engine.made[kind] = _array(outputs["embeddings"])
+        self._engine.sources.note(self._name, outputs)
         names = list(self._engine.readers[self._name])
         if not names:
             super().run(inputs, outputs)
             return
-        reservoir = self._engine.observations.reservoir(self._name, self._engine.source(self._name, inputs))
+        reservoir = self._engine.observations.reservoir(self._name, self._engine.sources.of(self._name, inputs))
         count = _rows(inputs)
         chosen, keys = reservoir.draw(count, self._engine.random)
         self._binding.clear_binding_outputs()
@@ -88,15 +71,9 @@ class ObservedGraph(OrtGraph):
         for name, buffer in outputs.items():
             if "_cache_out." not in name:
                 continue
-            first = int(_array(inputs["past_length"])[0])
-            written = _array(buffer)[0, :, first : first + count]
+            first = int(array_of(inputs["past_length"])[0])
+            written = array_of(buffer)[0, :, first : first + count]
             self._engine.observations.widen(name, np.abs(written).max(axis=1).ravel())
-
-
-def _array(buffer: Buffer) -> Array:
-    if not isinstance(buffer, HostBuffer):
-        raise TypeError(f"a {type(buffer).__name__} is not this engine's")
-    return buffer.array
 
 
 def _rows(inputs: Mapping[str, Buffer]) -> int:

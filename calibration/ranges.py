@@ -16,7 +16,8 @@ import numpy as np
 from onnxruntime.quantization.calibrate import HistogramCollector
 
 from ..export.quantize.qdq import TYPES, NumberType
-from .observations import Array, Kind
+from .observations import Array
+from .sources import Kind
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -54,6 +54,12 @@ def add(commands: Any) -> None:
         "--keep", metavar="PATTERN", action="append", default=[], help="layers that stay as they are (may be repeated)"
     )
     add_argument("--kv-cache", choices=("int8", "fp8"), help="quantize the KV cache too")
+    add_argument(
+        "--budget",
+        metavar="SHARE",
+        type=share,
+        help="measure each layer's own damage, and keep the worst as they are, up to this share of the weights",
+    )
     add_argument("--limit", metavar="N", type=positive, help="samples at most (default: all)")
     add_argument("--max-frames", metavar="N", type=positive, default=32, help="of each clip (default: %(default)s)")
     add_argument("--force", action="store_true", help="replace an existing recipe")
@@ -62,7 +68,8 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate as the parsed options say. A run that was cut short goes on where it was."""
     try:
-        from ..calibration.calibrate import Settings, kept_weights, make_recipe, observe
+        from ..calibration.calibrate import Settings, float_bundle, kept_weights, make_recipe, observe
+        from ..calibration.sensitivity import measure, propose, spare
         from ..export.checkpoint import Checkpoint
         from ..export.recipe import dump
     except ModuleNotFoundError as error:
@@ -87,6 +94,10 @@ def run(arguments: argparse.Namespace) -> int:
         seen = observe(checkpoint, samples, settings, work, progress)
         progress.stage("ranges")
         recipe = make_recipe(checkpoint, samples, settings, seen)
+        if arguments.budget is not None:
+            progress.stage("sensitivity")
+            damage = measure(float_bundle(work), samples, recipe, progress.samples)
+            recipe = spare(recipe, damage, propose(checkpoint, damage, arguments.budget))
     partial = arguments.recipe.with_name(f"{arguments.recipe.name}.partial")
     partial.write_text(dump(recipe), encoding="utf-8")
     partial.replace(arguments.recipe)

@@ -82,7 +82,9 @@ class Origin:
     kept: tuple[str, ...] = ()
     """Patterns of Linears that were to stay as they are."""
     damage: dict[str, float] = field(default_factory=dict)
-    """Each Linear's own damage where it was measured: 1 - cosine of the last hidden states with it alone quantized."""
+    """Each Linear's own damage where it was measured (nats): mean KL of the next token with it alone quantized."""
+    spared: tuple[str, ...] = ()
+    """Weights that stay as they are because of their damage."""
     tools: dict[str, str] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
     """Rows that calibration saw, by graph and source; `decoder from hidden` are fed-back hidden states."""

@@ -29,7 +29,17 @@ FULL = Recipe(
     },
     (Fold("norm.weight", 0, ("d.weight",), 2, 1, (0.5, 2.0)),),
     KVCacheRecipe("int8", ((0.1, 0.2),), ((0.3, 0.4),)),
-    Origin("percentile", 0.5, 128, "cd" * 32, ("*.down_proj",), {"d.weight": 1e-5}, {"reflectrt": "0.1"}),
+    Origin(
+        "percentile",
+        0.5,
+        128,
+        "cd" * 32,
+        ("*.down_proj",),
+        {"d.weight": 1e-5},
+        ("e.weight",),
+        {"reflectrt": "0.1"},
+        {"decoder from hidden": 128},
+    ),
 )
 
 
