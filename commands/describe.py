@@ -10,7 +10,8 @@ def verification_line(record: Verification | None) -> str:
     if record is None:
         return "not verified"
     figures = ", ".join(f"{name} {_figure(value)}" for name, value in record.figures.items())
-    return f"{'agrees' if record.passed else 'DOES NOT AGREE'} with PyTorch: {figures}"
+    against = "float32's answers" if "agreement" in record.figures else "PyTorch"
+    return f"{'agrees' if record.passed else 'DOES NOT AGREE'} with {against}: {figures}"
 
 
 def _figure(value: float) -> str:

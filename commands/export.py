@@ -72,5 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
         manifest = export_bundle(checkpoint, arguments.bundle, plan, progress, check, arguments.force)
     size = sum(entry.size for entry in manifest.files.values())
     print(f"{arguments.bundle}: {size / 1e6:.1f} MB, {manifest.target} {manifest.precision}", file=sys.stderr)
-    print(verification_line(manifest.verification), file=sys.stderr)
+    hint = "" if exact or precision in FLOATS else "; `reflectrt verify` says what quantization has cost"
+    print(verification_line(manifest.verification) + hint, file=sys.stderr)
     return 0

@@ -159,6 +159,8 @@ def _recipe(checkpoint: Checkpoint, plan: ExportPlan) -> Recipe | None:
         return None
     if recipe.precision != plan.precision:
         raise ExportError(f"the recipe is for {recipe.precision}; pass --precision {recipe.precision}")
+    if recipe.kv_cache:
+        raise ExportError(f"target {plan.target} does not quantize the KV cache yet; calibrate without --kv-cache")
     if recipe.checkpoint and recipe.checkpoint != (found := checkpoint.fingerprint()):
         raise ExportError(
             f"the recipe was calibrated on another checkpoint ({recipe.checkpoint[:12]}, this is {found[:12]}); "

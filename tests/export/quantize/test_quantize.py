@@ -12,7 +12,7 @@ from reflectrt.export.bundle import ExportPlan, export_bundle
 from reflectrt.export.checkpoint import Checkpoint
 from reflectrt.export.quantize.apply import quantize
 from reflectrt.export.quantize.linears import find_linears
-from reflectrt.export.recipe import Fold, GraphRecipe, LinearRecipe, Recipe
+from reflectrt.export.recipe import Fold, GraphRecipe, KVCacheRecipe, LinearRecipe, Recipe
 from reflectrt.runtime.bundle import open_bundle
 from reflectrt.runtime.errors import ExportError
 
@@ -137,10 +137,11 @@ def test_a_linear_that_is_not_there_is_named(decoder: ir.Model, recipe: Recipe) 
     [
         ("int8", {"checkpoint": "ab" * 32}, "another checkpoint"),
         ("fp8", {}, "the recipe is for int8; pass --precision int8"),
+        ("int8", {"kv_cache": KVCacheRecipe("int8", ((1.0,),), ((1.0,),))}, "does not quantize the KV cache yet"),
     ],
 )
 def test_a_recipe_that_does_not_belong_is_refused(
-    exports: Exports, recipe: Recipe, tmp_path: Path, precision: str, change: dict[str, str], message: str
+    exports: Exports, recipe: Recipe, tmp_path: Path, precision: str, change: dict[str, object], message: str
 ) -> None:
     plan = ExportPlan(precision=precision, recipe=replace(recipe, **change))  # type: ignore[arg-type]
     with pytest.raises(ExportError, match=message):
