@@ -1,0 +1,120 @@
+"""`python -m reflectrt.bench.gpu --work DIR --out FILE`: the whole measurement, about five minutes on an H100.
+
+DIR gets the 7B shape with random weights (17 GB; kept for the next run), FILE the results as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from ...runtime import manifest as manifests
+from ...runtime.bundle import Bundle
+from ...runtime.onnxruntime_cuda import OrtCudaEngine
+from ...runtime.prompt import Question
+from ...runtime.session import Model
+from ..synthetic import random_medium
+from ..torch_loop import PUBLISHED_DUMMIES
+from .ceilings import measure_ceilings
+from .measure import GRID, OPTIONS, QUESTION, STEPS, measure_answers, measure_growth, measure_stages
+from .report import answers_report, cosines, environment, gains, rival_report, stages_report
+from .rival import Rival
+from .shape import TEXT_7B, VISION_7B
+from .weights import draw, fill, places, transformers_tensors
+
+
+def main() -> int:
+    """Measure and write the results."""
+    parser = argparse.ArgumentParser(prog="python -m reflectrt.bench.gpu", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="a folder for 17 GB of random weights")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--precision", choices=("bf16", "fp16"), default="bf16")
+    arguments = parser.parse_args()
+    folder = arguments.work / arguments.precision
+    if not folder.exists():
+        from .skeleton import write_skeleton  # here: measuring needs no exporter
+
+        _say("graphs")
+        write_skeleton(folder, arguments.precision)
+    if not (folder / "decoder.onnx.data").exists():
+        _say("weights")
+        fill(folder)
+    results = measure(folder)
+    arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Everything, one part after the other."""
+    _say("ceilings")
+    ceilings = measure_ceilings()
+    _say("loading")
+    start = perf_counter()
+    model = open_skeleton(folder)
+    loading_s = perf_counter() - start
+    _say("stages")
+    stages = measure_stages(model)
+    _say("answers")
+    medium = random_medium("video", GRID, seed=1)
+    ours = measure_answers(model, medium)
+    _say("growth")
+    growth = measure_growth(model)
+    _say("transformers")
+    rival = make_rival(folder)
+    prompt, forced = rival_prompt(model)
+    rival.answer(medium, prompt, forced, STEPS, 0)
+    plain, thoughts = rival.answer(medium, prompt, forced, STEPS, 0)
+    published, _ = rival.answer(medium, prompt, forced, STEPS, PUBLISHED_DUMMIES)
+    return {
+        "environment": environment(),
+        "shape": "Qwen2.5-VL-7B, random weights",
+        "precision": model.manifest.precision,
+        "grid": GRID,
+        "ceilings": vars(ceilings),
+        "loading_s": loading_s,
+        "gpu_bytes": torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0],
+        "stages": stages_report(stages, ceilings),
+        "answers": answers_report(ours),
+        "growth_by_frames": growth,
+        "transformers": {"published": rival_report(published), "without_dummies": rival_report(plain)},
+        "gains": gains(ours, published, plain),
+        "reflection_cosines": cosines(ours.reflection, thoughts),
+    }
+
+
+def open_skeleton(folder: Path) -> Model:
+    """The model on the GPU. Its weights have no hashes to check: they were drawn a moment ago."""
+    manifest = manifests.parse((folder / manifests.FILE_NAME).read_text(encoding="utf-8"))
+    bundle = Bundle(folder, manifest, manifest.source.fingerprint)
+    return Model(bundle, OrtCudaEngine(bundle))
+
+
+def make_rival(folder: Path) -> Rival:
+    """transformers' model with the bundle's weights."""
+    tensors = (pair for place in places(folder) for pair in transformers_tensors(place, draw(place)))
+    return Rival(TEXT_7B, VISION_7B, tensors)
+
+
+def rival_prompt(model: Model) -> tuple[tuple[list[int], list[int]], list[int]]:
+    """Token ids before and behind the video, and those that the authors' loop forces one by one."""
+    prompt, reflection = model.manifest.prompt, model.manifest.reflection
+    if reflection is None:
+        raise ValueError("the skeleton has no reflection tokens")
+    question = model.tokenizer.encode(Question(QUESTION, OPTIONS).prompt("video"))
+    before = [*prompt.opening, *prompt.visual_open]
+    behind = [*prompt.visual_close, *question, *prompt.closing]
+    return (before, behind), [reflection.begin, reflection.end, *prompt.answer_prefix]
+
+
+def _say(what: str) -> None:
+    print(f"{what} ...", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

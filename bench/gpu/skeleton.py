@@ -1,0 +1,122 @@
+"""A bundle of the published 7B model's shape whose weights are not there yet: graphs and manifest, a few MB.
+
+Timings need the shape and any weights. Writing the graphs takes a minute of tracing on any machine; the 16 GB of
+weights are drawn where they are measured (`bench/gpu/weights.py`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import onnx_ir as ir
+import torch
+
+from ...export.bundle import IMAGE, TARGETS, VIDEO, _model_facts, _reflection
+from ...export.checkpoint import Checkpoint
+from ...export.facts import TextFacts, VisionFacts
+from ...export.graphs.decoder import Decoder
+from ...export.graphs.embed import Embed
+from ...export.graphs.head import Head
+from ...export.graphs.vision import Vision
+from ...export.inputs import GraphConfig
+from ...export.prompt import prompt_tokens
+from ...export.tensors import TensorRef, expected_shapes
+from ...export.trace import trace
+from ...export.weights import ALIGNMENT, bind_weights
+from ...runtime import contract
+from ...runtime import manifest as manifests
+from ...runtime.bundle import TOKENIZER
+from ...runtime.manifest import FileEntry, GraphEntry, Manifest, Source
+from ..random_checkpoint import make_checkpoint
+from .shape import MAX_CONTEXT, TEXT_7B, VISION_7B
+
+WEIGHTS_FREE = "0" * 64
+"""In place of a hash: the files that it would name are drawn later."""
+
+
+def write_skeleton(folder: Path, precision: str, text: TextFacts = TEXT_7B, vision: VisionFacts = VISION_7B) -> None:
+    """Write graphs, manifest and tokenizer of the shape for the CUDA target into a new folder."""
+    folder.mkdir(parents=True)
+    target = TARGETS["cuda"]
+    dtype = target.precisions[precision]
+    with tempfile.TemporaryDirectory() as small:
+        checkpoint = _shaped(Checkpoint.open(make_checkpoint(Path(small) / "checkpoint")), text, vision)
+        (folder / TOKENIZER).write_bytes((checkpoint.path / TOKENIZER).read_bytes())
+        signatures = contract.signatures(_model_facts(checkpoint, MAX_CONTEXT).sizes())
+        sizes: dict[str, int] = {}
+        for name, make in _makers(text, vision).items():
+            model = trace(make, GraphConfig(signatures[name], dtype), name)
+            bind_weights(model, checkpoint, dtype)
+            sizes[f"{name}.onnx.data"] = _point_at_file(target.lower(model), f"{name}.onnx.data")
+            ir.save(model, folder / f"{name}.onnx")
+        manifest = _manifest(checkpoint, precision, dtype, signatures, sizes)
+    (folder / manifests.FILE_NAME).write_text(manifests.dump(manifest), encoding="utf-8")
+
+
+def _shaped(checkpoint: Checkpoint, text: TextFacts, vision: VisionFacts) -> Checkpoint:
+    """The small checkpoint's tokens with the large one's sizes; its tensors have names and shapes only."""
+    shapes = expected_shapes(text, vision)
+    refs = {name: TensorRef(checkpoint.path / "absent", name, shape, "bfloat16") for name, shape in shapes.items()}
+    return replace(checkpoint, text=text, vision=vision, tensors=MappingProxyType(refs))
+
+
+def _makers(text: TextFacts, vision: VisionFacts) -> dict[str, Callable[[], torch.nn.Module]]:
+    return {
+        contract.VISION: lambda: Vision(vision),
+        contract.EMBED: lambda: Embed(text),
+        contract.DECODER: lambda: Decoder(text),
+        contract.HEAD: lambda: Head(text),
+    }
+
+
+def _point_at_file(model: ir.Model, file: str) -> int:
+    """Give every weight its place in `file`; returns the file's size."""
+    end = 0
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.LazyTensor):
+            continue
+        offset = -(-end // ALIGNMENT) * ALIGNMENT
+        shape = ir.Shape(tensor.shape.numpy())
+        value.const_value = ir.ExternalTensor(
+            file, offset, tensor.nbytes, tensor.dtype, shape=shape, name=str(value.name)
+        )
+        end = offset + tensor.nbytes
+    return end
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    precision: str,
+    dtype: torch.dtype,
+    signatures: dict[str, contract.Signature],
+    sizes: dict[str, int],
+) -> Manifest:
+    graphs = {
+        name: GraphEntry(f"{name}.onnx", signatures[name].inputs, signatures[name].outputs)
+        for name in _makers(checkpoint.text, checkpoint.vision)
+    }
+    return Manifest(
+        format=manifests.FORMAT,
+        version=(manifests.FORMAT_MAJOR, manifests.FORMAT_MINOR),
+        target="cuda",
+        precision=precision,
+        activation={torch.bfloat16: "bfloat16", torch.float16: "float16"}[dtype],
+        model=_model_facts(checkpoint, MAX_CONTEXT),
+        prompt=prompt_tokens(checkpoint.tokens, checkpoint.tokenizer()),
+        reflection=_reflection(checkpoint),
+        image=IMAGE,
+        video=VIDEO,
+        graphs=graphs,
+        source=Source("random weights of the 7B shape", WEIGHTS_FREE, "bfloat16"),
+        tools={},
+        engine=TARGETS["cuda"].engine,
+        recipe=None,
+        verification=None,
+        plans=(),
+        files={name: FileEntry(size, WEIGHTS_FREE) for name, size in sizes.items()},
+    )
