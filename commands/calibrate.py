@@ -43,13 +43,14 @@ def add(commands: Any) -> None:
     add_argument("recipe", metavar="RECIPE", type=Path, help="the file to write; work in progress lies beside it")
     add_argument("--precision", choices=PRECISIONS, required=True, help="what the bundle will compute in")
     add_argument("--method", choices=METHODS, default="minmax", help="how ranges are cut (default: %(default)s)")
-    add_argument(
+    smoothing = parser.add_mutually_exclusive_group()
+    smoothing.add_argument(
         "--smooth",
         metavar="A",
         type=share,
         help="move outliers from activations (0) to weights (1); default: 0.5 for int8, else none",
     )
-    add_argument("--no-smooth", action="store_true", help="move none")
+    smoothing.add_argument("--no-smooth", action="store_true", help="move none")
     add_argument(
         "--keep", metavar="PATTERN", action="append", default=[], help="layers that stay as they are (may be repeated)"
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 from ..runtime.manifest import Manifest, Verification
 
 
@@ -27,6 +30,7 @@ def describe(manifest: Manifest, sha256: str) -> list[str]:
     lines = {
         "checkpoint": f"{source.name} ({source.dtype}, {source.fingerprint[:12]})",
         "runs on": f"{manifest.target}, {manifest.precision}, {library}",
+        "quantized": _quantized(manifest),
         "decoder": f"{model.layers} layers of {model.hidden}, {model.kv_heads} KV heads of {model.head_dim}",
         "vocabulary": f"{model.vocab} rows",
         "context": f"{model.max_context} tokens",
@@ -39,6 +43,28 @@ def describe(manifest: Manifest, sha256: str) -> list[str]:
         "sha256": sha256,
     }
     return [f"{name:11} {text}" for name, text in lines.items()]
+
+
+def _quantized(manifest: Manifest) -> str:
+    """Layers by scheme, and what the ranges come from."""
+    if manifest.recipe is None:
+        return "no"
+    try:
+        return _recipe(manifest.recipe)
+    except (AttributeError, KeyError, TypeError, ValueError):  # free data of whoever wrote the manifest
+        return "by a recipe that this version cannot read"
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    schemes: Counter[str] = Counter()
+    for graph in recipe.get("graphs", {}).values():
+        schemes.update(graph["schemes"])
+    layers = ", ".join(f"{count} layers {scheme}" for scheme, count in schemes.items())
+    origin = recipe.get("origin")
+    if not origin:
+        return layers
+    smooth = "no smoothing" if origin["smooth"] is None else f"smoothing {origin['smooth']:g}"
+    return f"{layers}; {origin['method']} over {origin['samples']} samples, {smooth}"
 
 
 def _reflection(manifest: Manifest) -> str:

@@ -8,6 +8,7 @@ import pytest
 from exports import Exports, Silence
 from onnx_ir import external_data
 from recipes import uniform
+from reflectrt.commands.describe import describe
 from reflectrt.export.bundle import ExportPlan, export_bundle
 from reflectrt.export.checkpoint import Checkpoint
 from reflectrt.export.quantize.apply import quantize
@@ -155,3 +156,4 @@ def test_a_quantized_bundle_says_how_it_was_quantized(exports: Exports, recipe: 
     assert (manifest.precision, manifest.activation) == ("int8", "float32")
     assert manifest.recipe is not None
     assert manifest.recipe["graphs"]["decoder"]["schemes"] == {"int8": 14}
+    assert any("minmax over 8 samples, smoothing 0.5" in line for line in describe(manifest, ""))
