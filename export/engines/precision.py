@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from ...runtime.errors import ExportError
 from ...runtime.manifest import Manifest
 from .report import EngineLayer, EngineReport
 
+_NODE = re.compile(r"(/\d)?/(MatMul|Gemm|Gather)$")
+"""What a node of a Linear has behind its name; projections that were split count their parts."""
 READS: dict[str, tuple[str, bool]] = {
     "int8": ("int8", True),
     "fp8": ("float8e4m3fn", True),
@@ -46,7 +50,7 @@ def check_precision(report: EngineReport, graph: str, weights: dict[str, str], a
 
 def _computes(layer: EngineLayer, name: str) -> bool:
     """Whether a kernel holds this Linear's product (or a table's look-up)."""
-    return any(node in layer.nodes for node in (f"{name}/MatMul", f"{name}/Gemm", f"{name}/Gather"))
+    return any(_NODE.sub("", node) == name for node in layer.nodes)
 
 
 def _reads(layer: EngineLayer, scheme: str) -> bool:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from .tensorrt_blocks import fill_blocks
+from .tensorrt_split import split_projections
 
 KEYS, MASK = 1, 3
 """Inputs of `Attention`."""
@@ -20,6 +21,7 @@ KEYS, MASK = 1, 3
 
 def lower(model: ir.Model) -> ir.Model:
     """The portable model rewritten in place for TensorRT; it stays in the standard's operators."""
+    split_projections(model)
     fill_blocks(model)
     masks: dict[tuple[str, int], ir.Value] = {}
     for node in [node for node in model.graph if node.op_type == "Attention"]:
