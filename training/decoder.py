@@ -67,14 +67,17 @@ def prefill(language: Any, embeds: Tensor, table: Rotary) -> KeysValues:
     return cache
 
 
-def run_branches(language: Any, embeds: Tensor, cache: KeysValues, table: Rotary, mask: Tensor) -> Tensor:
-    """Run branches [B, Q, T, D] after a prefix; returns the hidden state after the final norm, same shape."""
+def run_branches(
+    language: Any, embeds: Tensor, cache: KeysValues, table: Rotary, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run branches [B, Q, T, D] after a prefix; the state after the final norm and one 5/8 of the way up, like them."""
     count, branches, length, width = embeds.shape
-    x = embeds.reshape(count, branches * length, width)
+    x = middle = embeds.reshape(count, branches * length, width)
     cos, sin = table.cos.repeat(branches, 1), table.sin.repeat(branches, 1)
-    for layer, (keys, values) in zip(language.layers, cache, strict=True):
+    for number, (layer, (keys, values)) in enumerate(zip(language.layers, cache, strict=True), 1):
         x = run_branch_layer(layer, x, keys, values, cos, sin, mask)
-    return rms_norm(language.norm, x).view(count, branches, length, width)
+        middle = x if number == len(cache) * 5 // 8 else middle
+    return rms_norm(language.norm, x).view(embeds.shape), middle.view(embeds.shape)
 
 
 def run_prefix_layer(layer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,13 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..bench.needle.item import LETTERS
 from ..bench.needle.items import IMAGE_CELLS, IMAGE_SIZES, VIDEO_COUNTS, VIDEO_SIZES
 from .loop import load, to_device
 from .model import load_model
-from .network import Network, take
+from .network import Network
 from .prompt import IMAGE, VIDEO
-from .row import token_id
 from .scenes import REFLECTION, Batch, Plan
 
 DEVELOPMENT_SEED = 990  # not a seed of the reported evaluations
@@ -38,9 +36,7 @@ def right(network: Network, batch: Batch, steps: int) -> Tensor:
     embeds = network.embed(batch.ids)
     if steps:
         embeds = network.reflect(embeds, batch.slots, prefix, steps)
-    hidden = take(network.branches(embeds, prefix), batch.colon, 1)[:, :, 0]
-    letters = torch.tensor([token_id(network.tokenizer, f"Ġ{letter}") for letter in LETTERS], device=hidden.device)
-    scores: Tensor = network.model.lm_head(hidden)[..., letters]
+    scores = network.letter_scores(network.branches(embeds, prefix), batch.colon)
     return scores.argmax(-1) == batch.answer
 
 

@@ -30,8 +30,8 @@ class Mixture:
     video_pixels: int
 
 
-STAGE_1 = Mixture(image_pixels=8 * 2**20, video_pixels=0)
-STAGE_2 = Mixture(image_pixels=4 * 2**20, video_pixels=2**24)  # images go on, so that one checkpoint keeps both
+STAGE_1 = Mixture(image_pixels=2**24, video_pixels=0)
+STAGE_2 = Mixture(image_pixels=2**23, video_pixels=2**25)  # images go on, so that one checkpoint keeps both
 
 
 def plans(mixture: Mixture, sizes: Sequence[tuple[int, int]], reflection: int) -> tuple[Plan, ...]:

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .network import Network, Prefilled, put, take
+from .row import IGNORED
 from .scenes import REFLECTION, Batch
 
 Parts = dict[str, Tensor]
+WORD_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,22 @@ def answer_only(network: Network, batch: Batch) -> tuple[Tensor, Parts]:
         visual = network.see(batch.pixels)
     hidden = network.branches(network.embed(batch.ids), network.prefill(batch, visual))
     answer = network.token_loss(hidden, batch.labels)
-    return answer, {"ce": answer.detach()}
+    return answer, {"ce": answer.detach(), "right": network.letters_right(hidden, batch)}
+
+
+def words_and_letters(network: Network, words: Any, batch: Batch) -> tuple[Tensor, Parts]:
+    """Stage 0's second part: cross-entropy of the answer, and its word's at a lower layer, where its letter is sought.
+
+    `words` reads a hidden state [..., D] as vocabulary logits and is thrown away afterwards.
+    """
+    with torch.no_grad():
+        visual = network.see(batch.pixels)
+    hidden, middle = network.branches_twice(network.embed(batch.ids), network.prefill(batch, visual))
+    answer = network.token_loss(hidden, batch.labels)
+    read = words(take(middle, batch.colon, 1)[:, :, 0]).flatten(0, 1).float()
+    word = F.cross_entropy(read, batch.word.flatten(), ignore_index=IGNORED)
+    parts = {"ce": answer.detach(), "word": word.detach(), "right": network.letters_right(hidden, batch)}
+    return answer + WORD_WEIGHT * word, parts
 
 
 def reflecting(network: Network, batch: Batch, how: Reflecting) -> tuple[Tensor, Parts]:
@@ -64,6 +81,7 @@ def reflecting(network: Network, batch: Batch, how: Reflecting) -> tuple[Tensor,
         hidden = network.branches(put(embeds, batch.slots, states), prefix)
         latent = network.token_loss(hidden, batch.labels)
         total, parts["latent"] = total + how.latent * latent, latent.detach()
+        parts["right"] = network.letters_right(hidden, batch)
         if how.rollout > 1:  # on its own path too, the states must stay near the crop
             own = 1 - F.cosine_similarity(take(hidden, batch.slots - 1).float(), target.float(), dim=-1).mean()
             total, parts["own"] = total + how.align * own, own.detach()

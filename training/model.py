@@ -1,4 +1,4 @@
-"""The small model: Qwen2.5-VL's architecture unchanged, 13 million parameters instead of 8 billion."""
+"""The small model: Qwen2.5-VL's architecture unchanged, 15 million parameters instead of 8 billion."""
 
 import json
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from .initial import initialise_decoder
 from .row import token_id
 from .tokens import SPECIAL_TOKENS
 
@@ -36,7 +37,7 @@ class SmallModel:
     """Sizes of the reference checkpoint; heads are 64 wide in both towers."""
 
     hidden: int = 256
-    layers: int = 6
+    layers: int = 8
     heads: int = 4
     kv_heads: int = 2
     mlp: int = 1024
@@ -103,7 +104,9 @@ class SmallModel:
 def new_model(sizes: SmallModel, tokenizer: Tokenizer, seed: int) -> Any:
     """Random weights, float32, on the CPU; the same for the same seed."""
     torch.manual_seed(seed)
-    return make_qwen(sizes.config(tokenizer))
+    model = make_qwen(sizes.config(tokenizer))
+    initialise_decoder(model)
+    return model
 
 
 def load_model(folder: Path) -> tuple[Any, Tokenizer]:

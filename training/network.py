@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from ..bench.needle.item import LETTERS
 from . import decoder, vision
 from .prompt import IMAGE, PREFIX
-from .row import IGNORED
+from .row import IGNORED, token_id
 from .scenes import REFLECTION, Batch
 
 TOKENS_PER_SECOND = 2  # positions a temporal grid row, second_per_grid being 1.0 as the authors leave it
@@ -65,6 +66,10 @@ class Network:
 
     def branches(self, embeds: Tensor, prefix: Prefilled) -> Tensor:
         """Hidden states after the final norm, [B, Q, T, D], of branch embeddings of that shape."""
+        return self.branches_twice(embeds, prefix)[0]
+
+    def branches_twice(self, embeds: Tensor, prefix: Prefilled) -> tuple[Tensor, Tensor]:
+        """`branches`, and the hidden states after 5 layers in 8."""
         language = self.model.model.language_model
         return decoder.run_branches(language, embeds, prefix.cache, prefix.table, prefix.mask)
 
@@ -74,6 +79,24 @@ class Network:
         kept = (wanted != IGNORED).nonzero()[:, 0]
         logits = self.model.lm_head(hidden[..., :-1, :].flatten(0, -2)[kept])
         return F.cross_entropy(logits.float(), wanted[kept])
+
+    @property
+    def letters(self) -> Tensor:
+        """Ids of the four option letters as they follow "The answer is:"."""
+        return torch.tensor([token_id(self.tokenizer, f"Ġ{letter}") for letter in LETTERS], device=self.device)
+
+    def letter_scores(self, hidden: Tensor, colon: Tensor) -> Tensor:
+        """Logits [B, Q, 4] of the letters after the answer prefix, whose last token is at `colon` [B, Q]."""
+        scores: Tensor = self.model.lm_head(take(hidden, colon, 1)[:, :, 0])[..., self.letters]
+        return scores
+
+    @torch.no_grad()
+    def letters_right(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Share of the questions wanting a letter whose letter scores highest."""
+        wanted = batch.labels.gather(2, batch.colon[..., None] + 1)[..., 0]
+        asked = torch.isin(wanted, self.letters)
+        hits = self.letter_scores(hidden, batch.colon).argmax(-1) == batch.answer
+        return hits[asked].float().mean()
 
     def reflect(self, embeds: Tensor, slots: Tensor, prefix: Prefilled, steps: int) -> Tensor:
         """Fill `steps` slots, first to last, each with the hidden state just before it, as at inference."""

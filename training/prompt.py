@@ -26,12 +26,14 @@ def question_text(question: str, options: Sequence[str], kind: Kind) -> str:
     """The user's text; without options the bare question."""
     if not options:
         return question
-    lines = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCDEFGHIJ", options, strict=False))
-    return (
-        f"{question}\nOptions:\n{lines}\n{INSTRUCTIONS[kind]}"
-        if kind == IMAGE
-        else (f"{question}\n{lines}\n{INSTRUCTIONS[kind]}")
-    )
+    return lettered(question, list(zip("ABCDEFGHIJ", options, strict=False)), kind)
+
+
+def lettered(question: str, options: Sequence[tuple[str, str]], kind: Kind) -> str:
+    """The user's text with (letter, option) lines."""
+    lines = "\n".join(f"{letter}. {option}" for letter, option in options)
+    middle = "\nOptions:\n" if kind == IMAGE else "\n"
+    return f"{question}{middle}{lines}\n{INSTRUCTIONS[kind]}"
 
 
 def answer_text(answer: str) -> str:

@@ -9,12 +9,13 @@ IGNORED = -100  # the label of tokens that nothing is learnt from; torch's cross
 
 @dataclass(frozen=True)
 class Row:
-    """A branch's ids and labels, the index of its first <VR> slot and of the token before the answer."""
+    """A branch's ids and labels, index of its first <VR> slot and of the token before the answer, the answer's word."""
 
     ids: list[int]
     labels: list[int]
     slot: int
     colon: int
+    word: int  # its last token, IGNORED in a drill
 
 
 def token_id(tokenizer: Tokenizer, name: str) -> int:

@@ -58,6 +58,7 @@ class Batch:
     pixels uint8 [B, F, H, W, 3]; ids, labels int64 [B, Q, T] (labels IGNORED where nothing is learnt);
     crops uint8 [B * Q, 1, CROP, CROP, 3]; dense uint8 [B, grid, rows, columns, HEADS];
     slots, colon int64 [B, Q]: index of the first <VR> and of the answer prefix's last token; answer [B, Q] (0..3);
+    word: the answer's last token [B, Q], IGNORED in drills;
     category: names [B][Q].
     """
 
@@ -70,6 +71,7 @@ class Batch:
     slots: Tensor
     colon: Tensor
     answer: Tensor
+    word: Tensor
     category: list[list[str]]
 
 
@@ -103,9 +105,9 @@ def make_batch(plan: Plan, tokenizer: Tokenizer, random: Random) -> Batch:
         return torch.tensor([numbers + [fill] * (length - len(numbers)) for numbers in lists]).view(scenes, -1, length)
 
     numbers = torch.tensor(
-        [[row.slot, row.colon, LETTERS.index(ask.label)] for row, ask in zip(rows, asks, strict=True)]
+        [[row.slot, row.colon, LETTERS.index(ask.label), row.word] for row, ask in zip(rows, asks, strict=True)]
     )
-    slots, colon, answer = numbers.view(scenes, -1, 3).unbind(-1)
+    slots, colon, answer, word = numbers.view(scenes, -1, 4).unbind(-1)
     return Batch(
         plan.kind,
         torch.from_numpy(np.stack([pixels for pixels, _, _, _ in drawn])),
@@ -113,7 +115,7 @@ def make_batch(plan: Plan, tokenizer: Tokenizer, random: Random) -> Batch:
         table((row.labels for row in rows), IGNORED),
         torch.from_numpy(np.stack([crop for _, _, crops, _ in drawn for crop in crops])),
         torch.from_numpy(np.stack([labels for _, _, _, labels in drawn])),
-        slots, colon, answer,
+        slots, colon, answer, word,
         [[ask.category for ask in questions] for _, questions, _, _ in drawn],
     )  # fmt: skip
 
@@ -161,4 +163,5 @@ def _row(tokenizer: Tokenizer, ask: Question, plan: Plan, random: Random) -> Row
     skipped = token_id(tokenizer, "<VR>")
     labels = [IGNORED] * len(question) + [IGNORED if token == skipped else token for token in reply]
     colon = len(question) + (plan.reflection + 2 if plan.reflection else 0) + 3  # "The answer is:" is 4 tokens
-    return Row(question + reply, labels, len(question) + 1, colon)
+    word = tokenizer.encode(f" {ask.answer}").ids[-1]  # a digit's first token is its space
+    return Row(question + reply, labels, len(question) + 1, colon, word)

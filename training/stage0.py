@@ -3,15 +3,17 @@
     python -m reflectrt.training.stage0 --out FOLDER [--seconds S] [--workers N]
     python -m reflectrt.training.stage0 --part answer --from FOLDER --out FOLDER2 [--seconds S] [--workers N]
 
-The first part trains everything and ends with a model that says in words what it was asked; the second, vision
-frozen, teaches it the letters of the options.
+The first part trains everything with dense labels, and what is kept of it is the vision encoder; the second trains a
+new decoder behind it, frozen, to answer in words and in letters.
 
 Pictures grow from 336 px to a megapixel and more, films from 16 frames to 64; several questions to a scene; part
 of the questions without options, so that the answer's own words are learnt too.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -21,14 +23,16 @@ from torch import Tensor, nn
 from . import decoder, vision
 from .dense import DenseHeads
 from .evaluate import HELD_OUT, report
+from .initial import wire
 from .loop import Phase, Schedule, load_parts, save_parts, train
-from .losses import answer_only, see_and_answer
-from .model import SmallModel, new_model, save_model
+from .losses import see_and_answer, words_and_letters
+from .model import SmallModel, load_model, new_model, save_model
 from .network import Network
 from .prompt import IMAGE, VIDEO
-from .scenes import Batch, Plan
+from .scenes import Batch, Plan, make_batch
 from .tokens import english, train_tokenizer
 
+ROOT = Path(__file__).parents[1]
 DENSE_WEIGHT = 1.0
 SEEN_SIZES = Plan(IMAGE, ((336, 336), (448, 336)), 48, 6, cells=(4, 8), split="eval")
 
@@ -60,36 +64,29 @@ def see_phases(shares: tuple[int, ...]) -> tuple[Phase, ...]:
 
 
 def answer_phases(shares: tuple[int, ...]) -> tuple[Phase, ...]:
-    """Letters: a third of the questions tell the answer at first, fewer later. No size needs padded windows."""
+    """Words and letters: drills and questions that tell the answer at first, fewer later."""
     small = Phase(
         shares[0],
         (
-            Plan(IMAGE, ((336, 336), (448, 336)), 32, 12, cells=(5, 9), open_share=0.2, hint_share=0.35),
-            Plan(VIDEO, ((224, 224),), 16, 12, (16,), open_share=0.2, hint_share=0.35),
+            Plan(IMAGE, ((336, 336), (448, 336)), 48, 12, (1,), (5, 9), 0.35, 0.15, 0.1),
+            Plan(VIDEO, ((224, 224),), 24, 12, (16,), (2, 6), 0.35, 0.15, 0.1),
         ),
     )
     middle = Phase(
         shares[1],
         (
-            Plan(IMAGE, ((672, 560), (560, 672), (672, 672)), 16, 12, cells=(6, 16), open_share=0.15, hint_share=0.1),
-            Plan(VIDEO, ((224, 224), (336, 224)), 16, 12, (16, 24, 32), (1, 1), 0.15, 0.1, pixel_budget=2**24),
+            Plan(IMAGE, ((672, 560), (560, 672), (672, 672)), 36, 12, (1,), (6, 16), 0.25, 0.05, 0.05),
+            Plan(VIDEO, ((224, 224), (336, 224)), 24, 12, (16, 24, 32), (2, 6), 0.25, 0.05, 0.05, pixel_budget=2**25),
         ),
     )
     large = Phase(
         shares[2],
         (
-            Plan(IMAGE, ((1008, 1008), (1344, 784), (1344, 1008)), 6, 12, cells=(10, 24), open_share=0.15),
-            Plan(VIDEO, ((224, 224), (336, 224)), 16, 12, (32, 48, 64), open_share=0.15, pixel_budget=2**24),
+            Plan(IMAGE, ((1008, 1008), (1344, 784), (1344, 1008)), 14, 12, cells=(10, 24), open_share=0.2),
+            Plan(VIDEO, ((224, 224), (336, 224)), 24, 12, (32, 48, 64), open_share=0.2, pixel_budget=2**25),
         ),
     )
     return small, middle, large
-
-
-def drill_phases(shares: tuple[int, ...]) -> tuple[Phase, ...]:
-    """Letters by drill: four branches in ten are drills."""
-    image = Plan(IMAGE, ((336, 336), (448, 336)), 24, 16, (1,), (6, 9), 0.15, 0.15, 0.4)
-    video = Plan(VIDEO, ((224, 224),), 12, 12, (16,), (2, 6), 0.15, 0.15, 0.4)
-    return (Phase(sum(shares), (image, video)),)
 
 
 def decoder_weights(model: Any) -> list[nn.Parameter]:
@@ -107,11 +104,13 @@ def compile_layers() -> None:
 
 
 def start(folder: Path | None, seed: int, device: str) -> tuple[Any, DenseHeads, Tokenizer]:
-    """A new model, or one saved by an earlier run."""
-    root = Path(__file__).parents[1]
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json")) if folder else train_tokenizer(english(root))
-    sizes = SmallModel()
-    model, heads = new_model(sizes, tokenizer, seed), DenseHeads(sizes.hidden)
+    """A new model, one saved by an earlier run, or a checkpoint in Hugging Face format (of any size)."""
+    heads = DenseHeads(SmallModel().hidden)
+    if folder and (folder / "config.json").exists():
+        model, tokenizer = load_model(folder)
+        return model.to(device), heads, tokenizer
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json")) if folder else train_tokenizer(english(ROOT))
+    model = new_model(SmallModel(), tokenizer, seed)
     if folder:
         saved = load_parts(folder, "weights")
         own = {name.removeprefix("heads."): saved.pop(name) for name in list(saved) if name.startswith("heads.")}
@@ -119,6 +118,23 @@ def start(folder: Path | None, seed: int, device: str) -> tuple[Any, DenseHeads,
         if own:
             heads.load_state_dict(own)
     return model.to(device), heads.to(device), tokenizer
+
+
+@torch.no_grad()
+def fresh_decoder(seen: Network, seed: int) -> Network:
+    """A new decoder behind a trained vision encoder, whose embeddings of crops get a root mean square of 1.
+
+    That is the length of token embeddings and of hidden states after the final norm, which later stand in their place.
+    """
+    model = new_model(SmallModel(), seen.tokenizer, seed)
+    model.model.visual.load_state_dict(seen.model.model.visual.state_dict())
+    network = Network(model.to(seen.device), seen.tokenizer)
+    crops = make_batch(replace(SEEN_SIZES, split="train"), seen.tokenizer, Random(seed)).crops
+    length = network.see(crops.to(seen.device)).square().mean().sqrt()
+    last = model.model.visual.merger.mlp[-1]
+    last.weight.div_(length)
+    last.bias.div_(length)
+    return network
 
 
 def save_run(out: Path, model: nn.Module, heads: nn.Module | None, tokenizer: Tokenizer) -> None:
@@ -139,7 +155,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--part", choices=("see", "answer", "drill"), default="see")
+    parser.add_argument("--part", choices=("see", "answer", "letters"), default="see")
     parser.add_argument("--batches", type=int, default=12, help="of the evaluation at the end")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpoint", type=Path, help="also write a Hugging Face checkpoint here")
@@ -149,26 +165,37 @@ def main() -> None:
         compile_layers()
     model, heads, tokenizer = start(options.source, options.seed, device)
     network = Network(model, tokenizer)
+    answering = options.part != "see"
+    if options.part == "answer":
+        network = fresh_decoder(network, options.seed)
+    elif options.part == "letters":
+        wire(network.model)
     schedule = Schedule(
-        {"see": see_phases, "answer": answer_phases, "drill": drill_phases}[options.part](tuple(options.steps)),
+        (answer_phases if answering else see_phases)(tuple(options.steps)),
         options.rate,
         floor=options.floor,
         seed=options.seed,
         seconds=options.seconds,
         workers=options.workers,
     )
-    answering = options.part != "see"
-    weights = decoder_weights(model) if answering else [*model.parameters(), *heads.parameters()]
+    words = nn.Linear(SmallModel().hidden, network.model.lm_head.out_features, device=device)
+    weights = [
+        *(decoder_weights(network.model) if answering else model.parameters()),
+        *words.parameters(),
+        *heads.parameters(),
+    ]
 
     def loss(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return answer_only(network, batch) if answering else see_and_answer(network, heads, batch, DENSE_WEIGHT)
+        if answering:
+            return words_and_letters(network, words, batch)
+        return see_and_answer(network, heads, batch, DENSE_WEIGHT)
 
     train(weights, loss, schedule, tokenizer, options.out)
-    save_run(options.out, model, heads, tokenizer)
+    save_run(options.out, network.model, None if answering else heads, tokenizer)
     torch.compiler.set_stance("force_eager")  # sizes differ from batch to batch: compiling would cost more
     report(network, options.out / "accuracy.jsonl", [0], options.batches, options.workers, (SEEN_SIZES, *HELD_OUT))
     if options.checkpoint:
-        save_model(model, tokenizer, options.checkpoint)
+        save_model(network.model, tokenizer, options.checkpoint)
 
 
 if __name__ == "__main__":
