@@ -95,6 +95,7 @@ class RecordingEngine:
     def __init__(self, engine: Engine, log: Log) -> None:
         self.wrapped, self._log = engine, log
         self.device, self.activation = engine.device, engine.activation
+        self.chunk_tokens, self.vision_patches = engine.chunk_tokens, engine.vision_patches
         self._past = 0
         self._graphs: dict[str, RecordingGraph] = {}
 

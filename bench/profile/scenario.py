@@ -19,6 +19,8 @@ from .recorder import GraphRun, Log, RecordingEngine, Span, SpanClock
 OPTIONS = ("yes", "no", "perhaps", "never")
 FREE_TOKENS = 16
 """Tokens of the free text: enough for percentiles, short beside a long context."""
+FOLLOW_UPS = 5
+"""Further questions a round: their stages take well under a millisecond, so one a round gives too few samples."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Round:
-    """A medium opened, a multiple-choice question on it, another one, and a free text; `decode_s` within `reading`."""
+    """A medium opened, a multiple-choice question on it, more of them, and a free text; `decode_s` within `reading`."""
 
     opening: Phase
     cold: Phase
-    follow_up: Phase
+    follow_ups: tuple[Phase, ...]
     free: Phase
     probe_s: float
     """Opening the file and reading its index, before any pixel."""
@@ -82,10 +84,10 @@ class Subject:
         session = self.model.open(medium, reserve_tokens=self._reserve(question, medium.kind, work.steps))
         opening = self._phase(begin - probe_s)
         cold, answer = self._ask(session, question, work.steps)
-        follow_up, _ = self._ask(session, question, work.steps)
+        follow_ups = tuple(self._ask(session, question, work.steps)[0] for _ in range(FOLLOW_UPS))
         free, _ = self._ask(session, Question(question.text), work.steps)
         context = self.model.tokens_needed(question, medium.kind, AskOptions(steps=work.steps)) + medium.visual_tokens
-        return Round(opening, cold, follow_up, free, probe_s, timer.seconds, answer, context)
+        return Round(opening, cold, follow_ups, free, probe_s, timer.seconds, answer, context)
 
     def _ask(self, session: Session, question: Question, steps: int | None) -> tuple[Phase, Answer]:
         start = perf_counter()

@@ -62,8 +62,9 @@ def _of_round(turn: Round) -> Iterable[tuple[str, Sample]]:
     yield RESIZE, Sample(max(0.0, read_s - turn.decode_s))
     yield VISION, _stage((turn.opening,), "vision")
     yield PREFILL, _stage((turn.opening, turn.cold), "prefill")
-    yield QUESTION, _stage((turn.follow_up,), "prefill")
-    for phase in (turn.cold, turn.follow_up):
+    # Of follow-ups alone: after a prefill the caches are cold, and a median over both kinds would be neither.
+    for phase in turn.follow_ups:
+        yield QUESTION, _stage((phase,), "prefill")
         yield from _of_question(phase)
     yield from ((TOKEN, sample) for sample in tokens(turn.free))
 
@@ -137,11 +138,12 @@ def waits(rounds: Sequence[Round]) -> list[Wait]:
     """Cold and follow-up question, and the time to the first token of a free text for both."""
     open_s, probe_s = [turn.opening.wall_s for turn in rounds], [turn.probe_s for turn in rounds]
     read_s = [_sum(turn.opening) for turn in rounds]
-    cold_s, again_s = [_sum(turn.cold) for turn in rounds], [_sum(turn.follow_up) for turn in rounds]
+    again = [phase for turn in rounds for phase in turn.follow_ups]
+    cold_s, again_s = [_sum(turn.cold) for turn in rounds], [_sum(phase) for phase in again]
     token_s = [first_token_s(turn.free) for turn in rounds]
     return [
         _wait(COLD, _plus(open_s, [turn.cold.wall_s for turn in rounds]), _plus(probe_s, read_s, cold_s)),
-        _wait(FOLLOW_UP, [turn.follow_up.wall_s for turn in rounds], again_s),
+        _wait(FOLLOW_UP, [phase.wall_s for phase in again], again_s),
         _wait(FIRST_TOKEN, _plus(open_s, token_s), _plus(probe_s, read_s, token_s)),
         _wait(FIRST_TOKEN_AGAIN, token_s, token_s),
     ]

@@ -17,7 +17,7 @@ def chrome_trace(turn: Round, operators: Sequence[Any]) -> dict[str, Any]:
     phases = {
         "open medium": turn.opening,
         "cold question": turn.cold,
-        "follow-up question": turn.follow_up,
+        **{f"follow-up question #{number}": phase for number, phase in enumerate(turn.follow_ups, start=1)},
         "free text": turn.free,
     }
     begin_s = turn.opening.start_s
