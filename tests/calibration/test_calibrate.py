@@ -175,6 +175,20 @@ def test_smoothing_saves_the_outlier_twin_and_plain_minmax_does_not(pictures: Pa
     assert cosine[None] < 0.8
 
 
+@pytest.mark.slow
+def test_the_outlier_twin_of_the_reference_keeps_its_answers_when_smoothed(pictures: Path, tmp_path: Path) -> None:
+    reference = Path(__file__).parents[2] / "assets" / "reference"
+    checkpoint = make_twin(reference, tmp_path / "twin")
+    samples, work = read_lines(pictures), tmp_path / "work"
+    found = {}
+    for smooth in (0.5, None):
+        recipe = recipe_of(checkpoint, samples, replace(INT8, smooth=smooth), work)
+        found[smooth] = report(checkpoint, work / "float", recipe, samples, tmp_path / f"bundle-{smooth}")
+    assert min(step.mean_cosine for step in found[0.5].drift) > 0.99
+    assert found[0.5].agreement.count >= 9
+    assert max(step.mean_cosine for step in found[None].drift) < 0.8
+
+
 def test_a_process_of_its_own_gives_the_same_answers(exports: Exports, pictures: Path) -> None:
     samples = read_lines(pictures)[:2]
     counted: list[int] = []
