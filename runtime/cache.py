@@ -42,7 +42,7 @@ class KVCache:
             )
         if wanted <= self.capacity:
             return
-        capacity = -(-wanted // BUCKET) * BUCKET
+        capacity = self._rows(wanted)
         check_cache_fits(self._model, capacity, self._engine.activation.itemsize, self._engine.free_bytes())
         shape = (1, self._model.kv_heads, capacity, self._model.head_dim)
         for name in cache_names(self._model.layers):
@@ -51,3 +51,16 @@ class KVCache:
                 self._engine.copy(self._buffers[name], buffer)
             self._buffers[name] = buffer
         self.capacity = capacity
+
+    def _rows(self, wanted: int) -> int:
+        """The next capacity with room for `wanted` rows: a bucket, or one that the engine was built for."""
+        built = self._engine.cache_capacities
+        if not built:
+            return -(-wanted // BUCKET) * BUCKET
+        roomy = [rows for rows in built if rows >= wanted]
+        if not roomy:
+            raise LimitError(
+                f"the plans hold at most {built[-1]} tokens, {wanted} are wanted; use a smaller --max-frames or "
+                f"--max-pixels, or run `reflectrt build` with --capacity {wanted}"
+            )
+        return roomy[0]

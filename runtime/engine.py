@@ -43,6 +43,8 @@ class Engine(Protocol):
     """Tokens of one decoder run in prefill: enough for large matrix products, few enough for small activations."""
     vision_patches: int
     """Patches of one vision run (of whole grids, at least one), chosen likewise."""
+    cache_capacities: tuple[int, ...]
+    """Rows that a KV cache may have, ascending; empty where any number will do."""
 
     def graph(self, name: str) -> Graph:
         """A graph by its name in the contract."""

@@ -126,6 +126,7 @@ class OrtCudaEngine:
     device = "cuda"
     chunk_tokens = 4096
     vision_patches = 16_384
+    cache_capacities: tuple[int, ...] = ()
 
     def __init__(self, bundle: Bundle, index: int = 0) -> None:
         """Raises CompatibilityError (no CUDA build, driver, GPU, or another target's bundle) and ResourceError."""
@@ -150,8 +151,14 @@ class OrtCudaEngine:
         return self._graphs[name]
 
     def empty(self, shape: Sequence[int]) -> DeviceBuffer:
-        """An uninitialised buffer of the activation type. Raises ResourceError."""
-        return self.buffer(shape, self._float)
+        """A buffer of zeros of the activation type. Raises ResourceError.
+
+        Attention reads keys and values behind the filled rows and multiplies them by 0: they must not be NaN, which
+        whatever the memory held before may spell.
+        """
+        buffer = self.buffer(shape, self._float)
+        self._gpu.clear(buffer.address, buffer.nbytes)
+        return buffer
 
     def buffer(self, shape: Sequence[int], dtype: str) -> DeviceBuffer:
         """An uninitialised buffer of any type. Raises ResourceError."""

@@ -93,6 +93,7 @@ class FakeEngine:
     device: str = "cpu"
     chunk_tokens: int = 512
     vision_patches: int = 4096
+    cache_capacities: tuple[int, ...] = ()
     activation: np.dtype = field(default_factory=lambda: np.dtype(np.float32))
     runs: list[tuple[str, dict[str, Array]]] = field(default_factory=list)
     broken: str | None = None

@@ -96,6 +96,7 @@ class RecordingEngine:
         self.wrapped, self._log = engine, log
         self.device, self.activation = engine.device, engine.activation
         self.chunk_tokens, self.vision_patches = engine.chunk_tokens, engine.vision_patches
+        self.cache_capacities = engine.cache_capacities
         self._past = 0
         self._graphs: dict[str, RecordingGraph] = {}
 

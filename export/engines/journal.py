@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ...runtime.tensorrt_library import Library
 
 DROPPED = re.compile(r"unused|ignor|dropp|not used", re.IGNORECASE)
-# Told of every int64 input, which ours are; of kernels for convolutions, which ours have none of; and of the file's path,
+# Told of every int64 input, which ours are; of kernels for convolutions, which ours have none of; of the file's path,
 # which may have any word in it.
 HARMLESS = re.compile(r"Make sure input .* has Int64 binding|unused tactic source|^Input filename:")
 KEPT = re.compile(r"^Layers:|^Total (Activation|Weights) Memory")
