@@ -80,6 +80,7 @@ class Target:
     lower: Callable[[ir.Model], ir.Model]
     precisions: dict[str, torch.dtype]
     engine: dict[str, str]
+    quantizes_cache: bool = False
 
 
 # TensorRT has no attention kernel for float32. Quantized graphs compute in bfloat16, which has float32's range; 8-bit
@@ -91,6 +92,7 @@ TARGETS = {
         cpu.lower,
         dict.fromkeys(("fp32", "int8", "int8-weights", "fp8", "int4"), torch.float32),
         {"onnxruntime": "1.25"},
+        quantizes_cache=True,
     ),
     # 1.31 is what it was measured with; older ones lack operators.
     "cuda": Target(
@@ -159,7 +161,7 @@ def _recipe(checkpoint: Checkpoint, plan: ExportPlan) -> Recipe | None:
         return None
     if recipe.precision != plan.precision:
         raise ExportError(f"the recipe is for {recipe.precision}; pass --precision {recipe.precision}")
-    if recipe.kv_cache:
+    if recipe.kv_cache and not TARGETS[plan.target].quantizes_cache:
         raise ExportError(f"target {plan.target} does not quantize the KV cache yet; calibrate without --kv-cache")
     if recipe.checkpoint and recipe.checkpoint != (found := checkpoint.fingerprint()):
         raise ExportError(
@@ -230,7 +232,8 @@ class _GraphWriter:
         if not (tied and share_tied_head(model, self.stored, self.folder)):
             self.stored |= write_weights(model, self.folder, f"{name}.onnx.data", self._wrote)
         ir.save(model, self.folder / f"{name}.onnx")
-        return GraphEntry(f"{name}.onnx", signature.inputs, signature.outputs)
+        final = contract.signatures(_model_facts(self.checkpoint, 1, self.recipe).sizes())[name]
+        return GraphEntry(f"{name}.onnx", final.inputs, final.outputs)
 
     def _wrote(self, count: int) -> None:
         self.done += count
@@ -246,7 +249,7 @@ def _manifest(checkpoint: Checkpoint, plan: ExportPlan, graphs: dict[str, GraphE
         target=plan.target,
         precision=plan.precision,
         activation=ACTIVATIONS[target.precisions[plan.precision]],
-        model=_model_facts(checkpoint, plan.max_context),
+        model=_model_facts(checkpoint, plan.max_context, plan.recipe),
         prompt=prompt_tokens(checkpoint.tokens, checkpoint.tokenizer()),
         reflection=_reflection(checkpoint),
         image=_image(checkpoint),
@@ -262,7 +265,7 @@ def _manifest(checkpoint: Checkpoint, plan: ExportPlan, graphs: dict[str, GraphE
     )
 
 
-def _model_facts(checkpoint: Checkpoint, max_context: int) -> ModelFacts:
+def _model_facts(checkpoint: Checkpoint, max_context: int, recipe: Recipe | None = None) -> ModelFacts:
     text, vision = checkpoint.text, checkpoint.vision
     return ModelFacts(
         hidden=text.hidden,
@@ -277,6 +280,7 @@ def _model_facts(checkpoint: Checkpoint, max_context: int) -> ModelFacts:
         window=vision.window,
         tokens_per_second=vision.tokens_per_second,
         max_context=min(max_context, text.max_positions),
+        cache_dtype="int8" if recipe and recipe.kv_cache else "float",
     )
 
 

@@ -14,9 +14,9 @@ checks a bundle against it on opening.
     decoder  embeddings                          [1, tokens, hidden]                     float
              positions                           [3, tokens]   (time, height, width)     int64
              past_length                         [1]   (cache rows already filled)       int64
-             key_cache.i, value_cache.i          [1, kv_heads, capacity, head_dim]       float
+             key_cache.i, value_cache.i          [1, kv_heads, capacity, head_dim]       cache
         ->   hidden_post_norm                    [1, tokens, hidden]                     float
-             key_cache_out.i, value_cache_out.i  as the inputs; may be the same buffer   float
+             key_cache_out.i, value_cache_out.i  as the inputs; may be the same buffer   cache
     reflect  hidden_post_norm                    [1, tokens, hidden]                     float
         ->   embeddings                          [1, tokens, hidden]                     float
     head     hidden_post_norm                    [1, tokens, hidden]                     float
@@ -24,7 +24,7 @@ checks a bundle against it on opening.
 
 `hidden_post_norm` is the decoder's state **after** the final RMSNorm: what `head` reads and what reflection feeds back.
 `reflect` exists only where the checkpoint has a reflection head; where that is the identity there is no such graph.
-"float" is the bundle's activation type.
+"float" is the bundle's activation type, "cache" that or int8, as the manifest says.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ VISION, EMBED, DECODER, REFLECT, HEAD = "vision", "embed", "decoder", "reflect",
 
 FLOAT = "float"
 """Stands for the bundle's activation type (float32, float16 or bfloat16)."""
+
+CACHE_DTYPES = (FLOAT, "int8")
+"""Element types that a KV cache can have."""
 
 Axis = int | str
 
@@ -67,6 +70,7 @@ class Sizes:
     vocab: int
     patch_values: int
     window_patches: int
+    cache_dtype: str = FLOAT
 
 
 def cache_names(layers: int) -> list[str]:
@@ -101,11 +105,11 @@ def signatures(sizes: Sizes) -> dict[str, Signature]:
                 Port("embeddings", tokens, FLOAT),
                 Port("positions", (3, "tokens"), "int64"),
                 Port("past_length", (1,), "int64"),
-                *(Port(name, cache, FLOAT) for name in caches),
+                *(Port(name, cache, sizes.cache_dtype) for name in caches),
             ),
             (
                 Port("hidden_post_norm", tokens, FLOAT),
-                *(Port(cache_output(name), cache, FLOAT) for name in caches),
+                *(Port(cache_output(name), cache, sizes.cache_dtype) for name in caches),
             ),
         ),
         REFLECT: Signature((Port("hidden_post_norm", tokens, FLOAT),), (Port("embeddings", tokens, FLOAT),)),

@@ -18,7 +18,7 @@ from .plans import EnginePlan
 from .strict import StrictError, short
 
 FORMAT = "reflectrt-bundle"
-FORMAT_MAJOR, FORMAT_MINOR = 1, 1
+FORMAT_MAJOR, FORMAT_MINOR = 1, 2
 FILE_NAME = "manifest.json"
 MAX_BYTES = 16 * 2**20
 MAX_SIZE, MAX_LAYERS = 2**31, 1000
@@ -43,11 +43,22 @@ class ModelFacts:
     tokens_per_second: float
     max_context: int
     """Tokens that prompt and answer may fill together."""
+    cache_dtype: Literal["float", "int8"] = "float"
+    """Element type of the KV cache ("float": the activation type), since format 1.2."""
 
     def sizes(self) -> Sizes:
         """The sizes that fix the graphs' signatures."""
         patch_values = self.channels * self.temporal_patch * self.patch**2
-        return Sizes(self.hidden, self.layers, self.kv_heads, self.head_dim, self.vocab, patch_values, self.window**2)
+        return Sizes(
+            hidden=self.hidden,
+            layers=self.layers,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            vocab=self.vocab,
+            patch_values=patch_values,
+            window_patches=self.window**2,
+            cache_dtype=self.cache_dtype,
+        )
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,8 @@ def parse(text: str) -> Manifest:
     _check_version(data.get("version"))
     if data["version"] < [1, 1]:
         data.setdefault("plans", [])
+    if data["version"] < [1, 2] and isinstance(model := data.get("model"), dict):
+        model.setdefault("cache_dtype", "float")
     try:
         manifest = strict.build(Manifest, data, "manifest")
     except StrictError as error:
@@ -200,7 +213,7 @@ def parse(text: str) -> Manifest:
 def _check_sizes(model: ModelFacts) -> None:
     """Numbers that the runtime divides by and allocates from are in reason."""
     for name, value in asdict(model).items():
-        if not 0 < value <= (MAX_LAYERS if name == "layers" else MAX_SIZE):
+        if name != "cache_dtype" and not 0 < value <= (MAX_LAYERS if name == "layers" else MAX_SIZE):
             raise BundleError(f"manifest.model.{name} is {short(value)}, which cannot be; export the bundle again")
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
+from .contract import FLOAT
 from .errors import ResourceError
 from .manifest import ModelFacts
 
@@ -36,7 +39,9 @@ def _cgroup_available() -> int:
 
 
 def cache_bytes(model: ModelFacts, tokens: int, itemsize: int) -> int:
-    """Bytes of the KV cache for a context of `tokens` (keys and values of every layer)."""
+    """Bytes of the KV cache for a context of `tokens` (keys and values of every layer); `itemsize` is a float's."""
+    if model.cache_dtype != FLOAT:
+        itemsize = np.dtype(model.cache_dtype).itemsize
     return 2 * model.layers * model.kv_heads * model.head_dim * itemsize * tokens
 
 

@@ -1,6 +1,7 @@
 """Lowering for the CPU: ONNX Runtime's fused operators in place of what its CPU kernels run slowly or copy.
 
     TensorScatter x 2 + Attention under the causal mask  ->  GroupQueryAttention over a cache updated in place
+    the same over an int8 cache (`quantize/kv_cache.py`) ->  GroupQueryAttention that rounds and scales by itself
     Attention without a mask                             ->  MultiHeadAttention (tiled: memory grows with N, not N^2)
     Add + RMSNormalization                               ->  SkipSimplifiedLayerNormalization
     quantized Linears                                    ->  integer products (`cpu_quantized.py`)
@@ -27,7 +28,7 @@ HEADS_SECOND = [0, 2, 1, 3]  # [B, T, H, d] <-> [B, H, T, d]
 def lower(model: ir.Model) -> ir.Model:
     """The portable model rewritten in place for ONNX Runtime's CPU provider."""
     lower_quantized(model)
-    rules = [CachedAttention.rule(), FullAttention.rule(), SkipNorm.rule()]
+    rules = [CachedAttention.rule(), QuantizedCachedAttention.rule(), FullAttention.rule(), SkipNorm.rule()]
     RewriteRuleSet(rules).apply_to_model(model)
     model.opset_imports[MICROSOFT] = 1
     for tidy in (passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass()):
@@ -64,6 +65,50 @@ class CachedAttention(pattern.RewriteRuleClassBase):
             total,
             num_heads=heads,
             kv_num_heads=kv_heads,
+            _domain=MICROSOFT,
+            _outputs=3,
+        )
+
+
+class QuantizedCachedAttention(pattern.RewriteRuleClassBase):
+    """`CachedAttention` over a cache of integers; ONNX Runtime has it since 1.32, in place like the other."""
+
+    def pattern(
+        self, op, query, key, value, cos, sin, key_cache, value_cache, past, mask, q_shape, kv_shape, shape,
+        key_scale, value_scale, lowest, highest, integer, floating,
+    ):  # fmt: skip
+        turned_query = op.RotaryEmbedding(_heads(op, query, q_shape), cos, sin, _outputs=["turned_query"])
+        turned_key = op.RotaryEmbedding(_heads(op, key, kv_shape), cos, sin)
+
+        def scattered(cache, rows, scale):
+            rounded = op.Clip(op.Round(op.Div(rows, scale)), lowest, highest)
+            updated = op.TensorScatter(cache, op.Cast(rounded, to=integer), past, axis=2, mode="linear")
+            return updated, op.Mul(op.Cast(updated, to=floating), scale)
+
+        keys, scaled_keys = scattered(key_cache, turned_key, key_scale)
+        values, scaled_values = scattered(value_cache, _heads(op, value, kv_shape), value_scale)
+        attended = op.Attention(turned_query, scaled_keys, scaled_values, mask)
+        return op.Reshape(op.Transpose(attended, perm=HEADS_SECOND), shape), keys, values
+
+    def rewrite(self, op, query, key, value, cos, sin, key_cache, value_cache, past, turned_query, **others):
+        heads, kv_heads = turned_query.shape[1], key_cache.shape[1]
+        last, total = _lengths(op, query, past)
+        return op.GroupQueryAttention(
+            op.RotaryEmbedding(query, cos, sin, num_heads=heads),
+            op.RotaryEmbedding(key, cos, sin, num_heads=kv_heads),
+            value,
+            key_cache,
+            value_cache,
+            last,
+            total,
+            *[None] * 5,
+            others["key_scale"],
+            others["value_scale"],
+            num_heads=heads,
+            kv_num_heads=kv_heads,
+            k_quant_type="PER_CHANNEL",
+            v_quant_type="PER_CHANNEL",
+            kv_cache_bit_width=8,
             _domain=MICROSOFT,
             _outputs=3,
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ...runtime import contract
 from ...runtime.errors import ExportError
 from ..recipe import STATIC, LinearRecipe, Recipe
 from ..tensors import listing
 from .fold import apply_folds
+from .kv_cache import quantize_cache
 from .linears import find_linears, find_tables
 from .qdq import quantize_static
 from .weight_only import quantize_tables, quantize_weights
@@ -23,6 +25,8 @@ def quantize(model: ir.Model, recipe: Recipe, graph: str) -> None:
     quantize_static(model, {name: pair for name, pair in chosen.items() if _is_static(pair[1])})
     quantize_weights(model, {name: pair for name, pair in chosen.items() if not _is_static(pair[1])})
     quantize_tables(model, {weight: (tables[weight], wanted[weight]) for weight in wanted if weight in tables})
+    if recipe.kv_cache and graph == contract.DECODER:
+        quantize_cache(model, recipe.kv_cache)
     _drop_unread(model)
 
 
