@@ -18,7 +18,7 @@ from .arguments import add_bundle, add_json, command, count, positive
 from .describe import verification_line
 
 if TYPE_CHECKING:
-    from ..calibration.asking import Side
+    from ..calibration.asking import Asking, Side
     from ..calibration.samples import Sample
 
 DEFAULT_QUESTIONS = 100
@@ -99,7 +99,7 @@ def _run_quantized(arguments: argparse.Namespace) -> int:
     return 0 if report.passed() else 1
 
 
-def _side(bundle: Path, samples: list[Sample], how: Any, name: str) -> Side:
+def _side(bundle: Path, samples: list[Sample], how: Asking, name: str) -> Side:
     from ..calibration.asking import ask_apart
 
     bar = Bar(name, sys.stderr)
