@@ -120,6 +120,10 @@ class Gpu:
         self._in_context("cuMemcpyDtoHAsync_v2", c_void_p(host), c_uint64(device), c_size_t(size), self._stream)
         self._call("cuStreamSynchronize", self._stream)
 
+    def clear(self, device: int, size: int) -> None:
+        """Fill bytes with zeros."""
+        self._in_context("cuMemsetD8Async", c_uint64(device), ctypes.c_ubyte(0), c_size_t(size), self._stream)
+
     def copy(self, source: int, target: int, size: int) -> None:
         """Copy bytes on the GPU."""
         self._in_context("cuMemcpyDtoDAsync_v2", c_uint64(target), c_uint64(source), c_size_t(size), self._stream)

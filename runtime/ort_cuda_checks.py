@@ -29,8 +29,8 @@ def check_provider(bundle: Bundle) -> None:
         )
     if PROVIDER not in ort.get_available_providers():
         raise CompatibilityError(
-            f"{bundle.path} was exported for cuda, the installed ONNX Runtime has none; run `pip uninstall onnxruntime` "
-            "and `pip install 'onnxruntime-gpu[cuda,cudnn]'`, or export with --target cpu"
+            f"{bundle.path} was exported for cuda, the installed ONNX Runtime has none; run `pip uninstall "
+            "onnxruntime` and `pip install 'onnxruntime-gpu[cuda,cudnn]'`, or export with --target cpu"
         )
     ort.preload_dlls()
 

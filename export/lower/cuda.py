@@ -4,6 +4,7 @@
     q, k and v projections                               ->  one product over weights side by side
     gate * Sigmoid(gate) * up                            ->  QuickGelu(gate, alpha = 1) * up
     Add (+ bias) + RMSNormalization                      ->  SkipSimplifiedLayerNormalization
+    MLPs of an inner width that tensor cores do not like ->  padded (`export/lower/cuda_align.py`)
     windowed attention of the vision encoder             ->  PackedMultiHeadAttention (`export/lower/cuda_vision.py`)
 
 The decoder's steps run as CUDA graphs, which allow no copy between host and device: what is computed from shapes stays
@@ -21,6 +22,7 @@ from onnx_ir.passes import common as passes
 from onnxscript.rewriter import MatchResult, RewriteRuleSet, pattern
 
 from . import cpu
+from .cuda_align import align_inner_width
 from .cuda_pack import pack_projections
 from .cuda_vision import pack_windows
 
@@ -41,6 +43,7 @@ def lower(model: ir.Model) -> ir.Model:
     ]
     RewriteRuleSet(rules).apply_to_model(model)
     pack_projections(model)
+    align_inner_width(model)
     for tidy in (passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass()):
         tidy(model)
     return model

@@ -144,3 +144,17 @@ def test_packed_weights_are_read_when_they_are_written(exports: Exports) -> None
     packed = model.graph.initializers[f"{prefix}q_proj+k_proj+v_proj.weight"].const_value
     assert isinstance(packed, ir.LazyTensor)
     np.testing.assert_array_equal(packed.numpy(), np.concatenate(parts, axis=1))
+
+
+def test_widths_that_tensor_cores_do_not_like_are_padded(exports: Exports) -> None:
+    """The random checkpoint's vision MLP is 100 wide; the numbers are those of the test above."""
+    weights = lowered(exports, "vision").graph.initializers
+    prefix = "model.visual.blocks.1.mlp."
+    sizes = {name.removeprefix(prefix): tuple(v.shape) for name, v in weights.items() if name.startswith(prefix)}  # type: ignore[arg-type]
+    assert sizes["gate_proj.weight"] == sizes["up_proj.weight"] == (64, 104)
+    assert sizes["gate_proj.bias"] == (104,)
+    assert sizes["down_proj.weight"] == (104, 64)
+    padded = weights[f"{prefix}down_proj.weight"].const_value
+    assert padded is not None
+    assert not padded.numpy()[100:].any()
+    assert padded.numpy()[:100].any()
