@@ -60,7 +60,7 @@ def prefill(language: Any, embeds: Tensor, table: Rotary) -> KeysValues:
     last = len(language.layers) - 1
     for number, layer in enumerate(language.layers):
         if number == last:  # nobody reads the last layer's own output here
-            cache.append(_keys_values(layer.self_attn, rms_norm(layer.input_layernorm, x), table))
+            cache.append(keys_values(layer.self_attn, rms_norm(layer.input_layernorm, x), table))
             break
         x, keys, values = run_prefix_layer(layer, x, table.cos, table.sin)
         cache.append((keys, values))
@@ -83,8 +83,8 @@ def run_branches(
 def run_prefix_layer(layer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One causal layer over x [B, T, D]; returns its output, keys and values."""
     h, attn = rms_norm(layer.input_layernorm, x), layer.self_attn
-    keys, values = _keys_values(attn, h, Rotary(cos, sin))
-    q = _queries(attn, h, cos, sin)
+    keys, values = keys_values(attn, h, Rotary(cos, sin))
+    q = queries(attn, h, cos, sin)
     groups = attn.num_key_value_groups
     out = F.scaled_dot_product_attention(
         q, keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1), is_causal=True
@@ -98,20 +98,22 @@ def run_branch_layer(
 ) -> Tensor:
     """One layer over branches x [B, Q * T, D] that also see the prefix's keys and values."""
     h, attn = rms_norm(layer.input_layernorm, x), layer.self_attn
-    own_keys, own_values = _keys_values(attn, h, Rotary(cos, sin))
+    own_keys, own_values = keys_values(attn, h, Rotary(cos, sin))
     groups = attn.num_key_value_groups
     k = torch.cat([keys, own_keys], dim=2).repeat_interleave(groups, 1)
     v = torch.cat([values, own_values], dim=2).repeat_interleave(groups, 1)
-    out = F.scaled_dot_product_attention(_queries(attn, h, cos, sin), k, v, attn_mask=mask)
+    out = F.scaled_dot_product_attention(queries(attn, h, cos, sin), k, v, attn_mask=mask)
     x = x + attn.o_proj(out.transpose(1, 2).flatten(2))
     return x + _mlp(layer, x)
 
 
-def _queries(attn: Any, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def queries(attn: Any, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotated queries [B, heads, T, head] of a normed input [B, T, D]."""
     return rotate(attn.q_proj(h).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2), cos, sin)
 
 
-def _keys_values(attn: Any, h: Tensor, table: Rotary) -> tuple[Tensor, Tensor]:
+def keys_values(attn: Any, h: Tensor, table: Rotary) -> tuple[Tensor, Tensor]:
+    """Rotated keys and values [B, kv heads, T, head] of a normed input."""
     keys, values = (
         projection(h).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for projection in (attn.k_proj, attn.v_proj)
     )

@@ -31,8 +31,8 @@ def attention(language, ids):
     with torch.no_grad():
         for layer in language.layers:
             attn, h = layer.self_attn, rms_norm(layer.input_layernorm, x)
-            keys, _ = decoder._keys_values(attn, h, table)
-            queries = decoder._queries(attn, h, table.cos, table.sin)
+            keys, _ = decoder.keys_values(attn, h, table)
+            queries = decoder.queries(attn, h, table.cos, table.sin)
             scores = queries[0, :, -1:] @ keys[0].repeat_interleave(attn.num_key_value_groups, 0).transpose(-1, -2)
             weights.append((scores[:, 0] * attn.head_dim**-0.5).softmax(-1))
             x, _, _ = decoder.run_prefix_layer(layer, x, table.cos, table.sin)
