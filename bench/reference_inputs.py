@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,21 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..export.facts import VisionFacts
+from .medium import Medium as Medium
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 ASSISTANT = "<|im_end|>\n<|im_start|>assistant\n"
-
-
-@dataclass(frozen=True)
-class Medium:
-    """An image or video as the vision encoder takes it."""
-
-    kind: Literal["image", "video"]
-    patches: NDArray[np.uint8]
-    """[G, N, 1176]: temporal grids, patches in merge order, values channel-major; not yet normalised."""
-    grid: tuple[int, int, int]
-    """Temporal grids, height and width in patches: G, and two factors of N."""
-    seconds_per_grid: float = 1.0
 
 
 def prompt(media: Sequence[Medium], text: str) -> list[str | Medium]:

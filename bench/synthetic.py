@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .reference import Medium
+from .medium import Medium
 
 
 @dataclass(frozen=True)
