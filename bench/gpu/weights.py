@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import sqrt
@@ -17,10 +17,20 @@ import onnx
 import torch
 from torch import Tensor
 
+from .shape import VISION_7B
+
 WRITERS = 4
 PACKED = "q_proj+k_proj+v_proj"
 KV_SHARE = (28, 4, 4)
 """Heads of queries, keys and values in the 7B shape."""
+INNER_AXIS = {
+    "gate_proj.weight": -1,
+    "gate_proj.bias": -1,
+    "up_proj.weight": -1,
+    "up_proj.bias": -1,
+    "down_proj.weight": 0,
+}
+"""Which axis of an MLP's tensors, stored [in, out], is the inner width, which the lowering pads."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,25 @@ def draw(place: Place, device: str = "cuda") -> Tensor:
     else:
         fan_in = place.shape[1] if "embed_tokens" in place.name or "lm_head" in place.name else place.shape[0]
         values /= 1 if "embed_tokens" in place.name else sqrt(fan_in)
+    padding = _padding(place)
+    if padding is not None:
+        padding(values).zero_()
     return values.to(place.dtype)
+
+
+def _padding(place: Place) -> Callable[[Tensor], Tensor] | None:
+    """The part of an MLP's tensor that the lowering added to its inner width; None where there is none."""
+    suffix = ".".join(place.name.split(".")[-2:])
+    if "visual" not in place.name or suffix not in INNER_AXIS:
+        return None
+    axis, inner = INNER_AXIS[suffix], VISION_7B.mlp
+    return lambda values: values.narrow(axis, inner, values.shape[axis] - inner)
+
+
+def _without_padding(place: Place, values: Tensor) -> Tensor:
+    suffix = ".".join(place.name.split(".")[-2:])
+    padded = _padding(place) is not None
+    return values.narrow(INNER_AXIS[suffix], 0, VISION_7B.mlp) if padded else values
 
 
 def fill(folder: Path, device: str = "cuda") -> int:
@@ -80,7 +108,7 @@ def _write(handle: int, place: Place, device: str) -> int:
 
 def transformers_tensors(place: Place, values: Tensor) -> Iterator[tuple[str, Tensor]]:
     """An initializer as the tensors of transformers' state dict: matrices are [out, in] there, q, k and v apart."""
-    parts = [(place.name, values)]
+    parts = [(place.name, _without_padding(place, values))]
     if PACKED in place.name:
         out = values.shape[-1]
         heads = out * KV_SHARE[0] // sum(KV_SHARE)
