@@ -1,14 +1,15 @@
-"""The engine over ONNX Runtime's CUDA provider: everything stays in device memory, single steps are CUDA graphs.
+"""The engine over ONNX Runtime's CUDA provider: everything stays in device memory, short runs are CUDA graphs.
 
-A CUDA graph replays fixed addresses. So the decoder's one-token runs go through small fixed buffers: embedding,
-position and length are copied in, the hidden state out, a few KB on the device's own stream, and the replay launches
-some 500 kernels at once. A graph belongs to the KV cache that it was captured with.
+A CUDA graph replays fixed addresses. So the decoder's runs of a few tokens (reflection steps, and the forced ones
+behind them) go through small fixed buffers: embeddings, positions and length are copied in, hidden states out, a few KB
+on the device's own stream, and the replay launches some 500 kernels at once. A graph belongs to the KV cache and the
+number of tokens that it was captured with.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 
@@ -31,8 +32,10 @@ ONNX_TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "float16": 10, "
 """Numbers of onnx.TensorProto.DataType."""
 
 NO_GRAPH = -1
-MAX_GRAPHS = 8
-"""Captured graphs that are kept, one for each KV cache lately used; each holds some MB."""
+CAPTURED_TOKENS = 8
+"""The longest runs that are captured: one token, and `<EOR> The answer is:`; longer ones differ from time to time."""
+MAX_GRAPHS = 16
+"""Captured graphs that are kept, those lately used; each holds some MB."""
 
 QUIET = 4  # only "fatal" is logged: failures come back as exceptions, which we word ourselves
 
@@ -71,24 +74,24 @@ class OrtCudaGraph:
 
 
 class StepGraph:
-    """A captured one-token run: its number, its binding, and the fixed buffers that it reads and writes."""
+    """A captured run: its number, its binding, and the fixed buffers that it reads and writes."""
 
     def __init__(self, number: int, binding: ort.IOBinding, inputs: dict[str, DeviceBuffer], hidden: DeviceBuffer):
         self.number, self.binding, self.inputs, self.hidden = number, binding, inputs, hidden
 
 
 class OrtCudaDecoder(OrtCudaGraph):
-    """The decoder: runs of one token are captured once for each KV cache, then replayed."""
+    """The decoder: runs of a few tokens are captured once for each KV cache, then replayed."""
 
     def __init__(self, session: ort.InferenceSession, engine: OrtCudaEngine) -> None:
         super().__init__(session, contract.DECODER)
         self._engine = engine
-        self._steps: OrderedDict[tuple[tuple[int, tuple[int, ...]], ...], StepGraph] = OrderedDict()
+        self._steps: OrderedDict[Hashable, StepGraph] = OrderedDict()
         self._captured = 0
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """Run from bound inputs into bound outputs."""
-        if inputs["embeddings"].shape[1] > 1:
+        if inputs["embeddings"].shape[1] > CAPTURED_TOKENS:
             super().run(inputs, outputs)
             return
         step = self._step(inputs)
@@ -98,9 +101,10 @@ class OrtCudaDecoder(OrtCudaGraph):
         self._engine.move(step.hidden, _device_buffer(outputs["hidden_post_norm"]))
 
     def _step(self, inputs: Mapping[str, Buffer]) -> StepGraph:
-        """The graph for this KV cache; a new one is captured by its first run."""
+        """The graph for this KV cache and so many tokens; a new one is captured by its first run."""
         caches = {name: _device_buffer(buffer) for name, buffer in inputs.items() if "_cache." in name}
-        key = tuple((buffer.address, buffer.shape) for buffer in caches.values())
+        tokens = inputs["embeddings"].shape[1]
+        key = (tokens, *((buffer.address, buffer.shape) for buffer in caches.values()))
         if key not in self._steps:
             self._steps[key] = self._new_step(inputs, caches)
             if len(self._steps) > MAX_GRAPHS:

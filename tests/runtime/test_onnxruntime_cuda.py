@@ -1,0 +1,130 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from reflectrt.runtime import onnxruntime_cuda as cuda
+from reflectrt.runtime.device_memory import Block, DeviceBuffer, itemsize
+from reflectrt.runtime.errors import ResourceError
+
+
+class FakeBinding:
+    def __init__(self) -> None:
+        self.bound: dict[str, int] = {}
+
+    def bind_input(self, name: str, device: str, index: int, kind: int, shape: Any, address: int) -> None:  # noqa: ARG002
+        assert (device, index) == ("cuda", 0)
+        assert kind == cuda.ONNX_TYPES["int64" if name in ("positions", "past_length") else "bfloat16"]
+        self.bound[name] = address
+
+    bind_output = bind_input
+
+
+class FakeSession:
+    """Remembers which graph number ran with which addresses."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[int, dict[str, int]]] = []
+        self.released: list[int] = []
+        self.error = ""
+
+    def io_binding(self) -> FakeBinding:
+        return FakeBinding()
+
+    def run_with_iobinding(self, binding: FakeBinding, options: Any) -> None:
+        if self.error:
+            raise RuntimeError(self.error)
+        self.runs.append((int(options.get_run_config_entry("gpu_graph_id")), dict(binding.bound)))
+
+    def release_captured_graph(self, number: int) -> None:
+        self.released.append(number)
+
+
+class FakeEngine:
+    """Gives out addresses and remembers what was moved."""
+
+    def __init__(self) -> None:
+        self.next = 1000
+        self.moves: list[tuple[int, int]] = []
+
+    def buffer(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
+        self.next += 1000
+        return DeviceBuffer(Block(self.next, 1000), 0, tuple(shape), dtype)
+
+    def move(self, source: DeviceBuffer, target: DeviceBuffer) -> None:
+        assert source.nbytes == target.nbytes
+        self.moves.append((source.address, target.address))
+
+
+def decoder() -> tuple[cuda.OrtCudaDecoder, FakeSession, FakeEngine]:
+    session, engine = FakeSession(), FakeEngine()
+    return cuda.OrtCudaDecoder(session, engine), session, engine  # type: ignore[arg-type]
+
+
+def buffers(engine: FakeEngine, tokens: int, caches: dict[str, DeviceBuffer]) -> tuple[dict[str, Any], dict[str, Any]]:
+    inputs = {
+        "embeddings": engine.buffer((1, tokens, 4), "bfloat16"),
+        "positions": engine.buffer((3, tokens), "int64"),
+        "past_length": engine.buffer((1,), "int64"),
+        **caches,
+    }
+    updated = {name.replace("cache", "cache_out"): buffer for name, buffer in caches.items()}
+    return inputs, {"hidden_post_norm": engine.buffer((1, tokens, 4), "bfloat16"), **updated}
+
+
+def kv(engine: FakeEngine) -> dict[str, DeviceBuffer]:
+    return {name: engine.buffer((1, 1, 256, 2), "bfloat16") for name in ("key_cache.0", "value_cache.0")}
+
+
+def test_long_runs_are_bound_as_they_are() -> None:
+    graph, session, engine = decoder()
+    inputs, outputs = buffers(engine, cuda.CAPTURED_TOKENS + 1, kv(engine))
+    graph.run(inputs, outputs)
+    ((number, bound),) = session.runs
+    assert number == cuda.NO_GRAPH
+    assert bound == {name: buffer.address for name, buffer in {**inputs, **outputs}.items()}
+    assert engine.moves == []
+
+
+def test_a_step_replays_one_graph_whose_addresses_never_change() -> None:
+    graph, session, engine = decoder()
+    caches = kv(engine)
+    calls = [buffers(engine, 1, caches) for _ in range(3)]
+    for inputs, outputs in calls:
+        graph.run(inputs, outputs)
+    numbers, bound = zip(*session.runs, strict=True)
+    assert set(numbers) == {1}
+    assert bound[0] == bound[1] == bound[2]
+    inputs, outputs = calls[2]
+    fixed = bound[2]
+    assert engine.moves[-4:] == [
+        (inputs["embeddings"].address, fixed["embeddings"]),
+        (inputs["positions"].address, fixed["positions"]),
+        (inputs["past_length"].address, fixed["past_length"]),
+        (fixed["hidden_post_norm"], outputs["hidden_post_norm"].address),
+    ]
+    assert fixed["key_cache.0"] == fixed["key_cache_out.0"] == caches["key_cache.0"].address
+
+
+def test_every_cache_and_length_has_its_graph_and_old_ones_are_released() -> None:
+    graph, session, engine = decoder()
+    caches = kv(engine)
+    for tokens in (1, 7, 1, 7):
+        graph.run(*buffers(engine, tokens, caches))
+    assert [number for number, _ in session.runs] == [1, 2, 1, 2]
+    for _ in range(cuda.MAX_GRAPHS - 1):
+        graph.run(*buffers(engine, 1, kv(engine)))
+    assert session.released == [1]
+    graph.run(*buffers(engine, 1, caches))
+    assert session.runs[-1][0] == cuda.MAX_GRAPHS + 2
+
+
+def test_a_full_gpu_names_the_setting() -> None:
+    graph, session, engine = decoder()
+    session.error = "Failed to allocate memory for requested buffer of size 1073741824\nmore"
+    with pytest.raises(ResourceError, match=r"no memory left in decoder .*--max-frames"):
+        graph.run(*buffers(engine, 9, kv(engine)))
+
+
+def test_element_sizes_are_those_of_the_types_that_are_bound() -> None:
+    for name in cuda.ONNX_TYPES:
+        assert itemsize(name) == (2 if name == "bfloat16" else np.dtype(name).itemsize)
