@@ -23,6 +23,9 @@ from ..recipe import LinearRecipe
 from .lazy import Array, add_initializer, data
 from .linears import Linear
 
+CHANNELS_AT_ONCE = 4096
+"""Of a large vocabulary: working on all of it at once would take several copies of the largest matrix."""
+
 
 @dataclass(frozen=True)
 class NumberType:
@@ -36,16 +39,26 @@ class NumberType:
 
     def quantize(self, numbers: Array, scale: Array) -> Array:
         """Numbers divided by their scale, rounded to nearest even and saturated."""
-        scaled = np.clip(numbers.astype(np.float32) / scale, -self.limit, self.limit)
-        return (np.rint(scaled) if self.dtype == ir.DataType.INT8 else scaled).astype(self.numpy)
+        scaled = numbers.astype(np.float32, copy=False) / scale
+        np.clip(scaled, -self.limit, self.limit, out=scaled)
+        if self.dtype == ir.DataType.INT8:
+            np.rint(scaled, out=scaled)
+        return scaled.astype(self.numpy)
 
     def scale(self, numbers: Array, axis: int) -> Array:
         """Scale [channels] for which the largest magnitude along `axis` just fits; 1 where all are zero."""
-        numbers = np.moveaxis(numbers.astype(np.float32), axis, 0)
-        largest = (_pair_sums(numbers) if self.pairs else np.abs(numbers)).max(axis=0)
+        channels = np.moveaxis(numbers, axis, 0)
+        parts = range(0, channels.shape[1], CHANNELS_AT_ONCE)
+        largest = np.concatenate([self._largest(channels[:, i : i + CHANNELS_AT_ONCE]) for i in parts])
         if not np.isfinite(largest).all():
             raise NumericError("a weight has NaN or infinity; check the checkpoint")
         return np.where(largest > 0, largest / self.limit, 1.0).astype(np.float32)
+
+    def _largest(self, channels: Array) -> Array:
+        """What the limit bounds in numbers [in, channels], by channel."""
+        floats = channels.astype(np.float32)
+        largest: Array = (_pair_sums(floats) if self.pairs else np.abs(floats)).max(axis=0)
+        return largest
 
 
 def _pair_sums(numbers: Array) -> Array:
