@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..export.engines.plans import TARGETS, BuildOptions, build_plans
 from ..progress import Bar
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.cuda import Gpu
@@ -56,11 +57,9 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Build as the parsed options say, with progress on stderr."""
-    from ..export.engines.plans import BuildOptions, build_plans
-
     bundle = open_bundle(arguments.bundle)
     options = BuildOptions(
-        architectures=tuple(arguments.architecture) or (_local_architecture(bundle),),
+        architectures=_architectures(bundle, tuple(arguments.architecture)),
         capacities=tuple(arguments.capacity),
         max_patches=arguments.max_patches,
         chunk_tokens=arguments.chunk,
@@ -77,6 +76,17 @@ def run(arguments: argparse.Namespace) -> int:
         size = manifest.files[plan.file].size
         print(f"{plan.file}: {size / 1e6:.1f} MB", file=sys.stderr)
     return 0
+
+
+def _architectures(bundle: Bundle, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """What to build for: TensorRT-RTX builds for any GPU, TensorRT for the one that is there."""
+    target = bundle.manifest.target
+    if target not in TARGETS or (target == "tensorrt-rtx" and asked):  # other targets are refused by `build_plans`
+        return asked
+    local = _local_architecture(bundle)
+    if asked not in ((), (local,)):
+        raise UsageError(f"TensorRT builds for the GPU that is there, {local}; drop --architecture")
+    return (local,)
 
 
 def _local_architecture(bundle: Bundle) -> str:
