@@ -1,6 +1,6 @@
 """How much faster and smaller a quantized decoder is on this CPU: ours against our float32 and PyTorch, in one run.
 
-    python -m reflectrt.bench.quantized_speed [--work DIR] [--out FILE] [--threads N] [--rounds N]
+    python -m reflectrt.bench.quantized_speed [--work DIR] [--out FILE] [--threads N] [--rounds N] [--rivals TYPE ...]
 
 A random checkpoint of the shape of Qwen2.5 0.5B (hidden 896, 24 layers, 14 heads over 2, MLP 4,864, vocabulary
 151,936) is calibrated on random pictures, smoothed, and exported in float32, int8 and int4. All subjects take turns
@@ -127,12 +127,12 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def measure(work: Path, threads: int, rounds: int) -> dict[str, Any]:
+def measure(work: Path, threads: int, rounds: int, types: Sequence[str]) -> dict[str, Any]:
     """Everything in one dictionary, ready for JSON."""
     folders, capacity = prepare(work), CONTEXT + 1
     load = os.getloadavg()[0]
     ours = [OurDecoder(name, folders[name], threads, capacity) for name in (BASE, "int8", "int4")]
-    rivals = [TorchDecoder(f"torch {t}", folders["checkpoint"], t, threads) for t in ("float32", "bfloat16")]
+    rivals = [TorchDecoder(f"torch {t}", folders["checkpoint"], t, threads) for t in types]
     times = time_all([*ours, *rivals], rounds)
     sizes = {name: folder_bytes(folders[name]) for name in (BASE, "int8", "int4")}
     return {
@@ -158,11 +158,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--rivals",
+        nargs="+",
+        default=["float32", "bfloat16"],
+        help="PyTorch's types; leave bfloat16 out on processors without it, where it takes minutes",
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = arguments.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(measure(work, arguments.threads, arguments.rounds), indent=1)
+        text = json.dumps(measure(work, arguments.threads, arguments.rounds, arguments.rivals), indent=1)
     print(text)
     if arguments.out:
         arguments.out.write_text(text + "\n")
