@@ -1,9 +1,8 @@
-"""The engine over ONNX Runtime's CUDA provider: everything stays in device memory, short runs are CUDA graphs.
+"""The engine over ONNX Runtime's CUDA provider: everything stays in device memory, steps are CUDA graphs.
 
-A CUDA graph replays fixed addresses. So the decoder's runs of a few tokens (reflection steps, and the forced ones
-behind them) go through small fixed buffers: embeddings, positions and length are copied in, hidden states out, a few KB
-on the device's own stream, and the replay launches some 500 kernels at once. A graph belongs to the KV cache and the
-number of tokens that it was captured with.
+A CUDA graph replays fixed addresses. So the decoder's one-token runs go through small fixed buffers: embedding,
+position and length are copied in, the hidden state out, a few KB on the device's own stream, and the replay launches
+some 500 kernels at once. A graph belongs to the KV cache and the number of tokens that it was captured with.
 """
 
 from __future__ import annotations
@@ -24,16 +23,15 @@ from .device_memory import DeviceBuffer, Pool, itemsize
 from .engine import Array, Buffer
 from .errors import BundleError, ResourceError
 from .manifest import GraphEntry
-from .ort_cuda_checks import check_device, check_nodes, check_provider
+from .ort_cuda_checks import PROVIDER, check_device, check_nodes, check_provider
 from .ort_session import check_ports, check_version, failure, first_line
 
-PROVIDER = "CUDAExecutionProvider"
 ONNX_TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}
 """Numbers of onnx.TensorProto.DataType."""
 
 NO_GRAPH = -1
-CAPTURED_TOKENS = 8
-"""The longest runs that are captured: one token, and `<EOR> The answer is:`; longer ones differ from time to time."""
+CAPTURED_TOKENS = 1
+"""Tokens of the longest runs that are captured: no longer one has been tried on a GPU yet."""
 MAX_GRAPHS = 16
 """Captured graphs that are kept, those lately used; each holds some MB."""
 
@@ -81,7 +79,7 @@ class StepGraph:
 
 
 class OrtCudaDecoder(OrtCudaGraph):
-    """The decoder: runs of a few tokens are captured once for each KV cache, then replayed."""
+    """The decoder: runs of one token are captured once for each KV cache, then replayed."""
 
     def __init__(self, session: ort.InferenceSession, engine: OrtCudaEngine) -> None:
         super().__init__(session, contract.DECODER)
