@@ -21,7 +21,7 @@ from .errors import CompatibilityError, ReflectRTError
 from .memory_plan import check_fits, plan_engines
 from .plans import EnginePlan, Machine, choose, runnable
 from .tensorrt_graphs import TensorRTDecoder, TensorRTGraph, TensorRTVision, device_buffer
-from .tensorrt_library import Library, load_library
+from .tensorrt_library import library_for
 from .tensorrt_loading import check_engine, load_plan
 
 
@@ -30,16 +30,16 @@ class TensorRTEngine:
 
     device = "cuda"
 
-    def __init__(self, bundle: Bundle, index: int = 0, lean: bool = False) -> None:
+    def __init__(self, bundle: Bundle, index: int = 0) -> None:
         """Raises CompatibilityError (library, GPU or plans do not fit), BundleError and ResourceError."""
         manifest = bundle.manifest
         if manifest.target not in ("tensorrt", "tensorrt-rtx"):
             raise CompatibilityError(f"{bundle.path} was exported for {manifest.target}; export with --target tensorrt")
         self._bundle = bundle
-        self._library: Library = load_library(manifest.target, lean)  # type: ignore[arg-type]  # checked above
+        self._library = library_for(manifest.target, manifest.plans)  # type: ignore[arg-type]  # checked above
         self.gpu = CapturingGpu(index)
         major, minor = self.gpu.facts().capability
-        self._machine = Machine(self._library.name, self._library.version, f"SM{major}{minor}", lean)
+        self._machine = Machine(self._library.name, self._library.version, f"SM{major}{minor}", self._library.lean)
         chosen = {name: choose(manifest.plans, self._machine, name) for name in manifest.graphs}
         check_fits(plan_engines(manifest.model, chosen.values()), self.gpu.free_bytes())
         self._float = manifest.activation

@@ -6,12 +6,13 @@ The three have the same API. What differs in building is in `export/engines/flav
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
 
 from .errors import CompatibilityError
-from .plans import version_numbers
+from .plans import EnginePlan, version_numbers
 
 LibraryName = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -63,6 +64,19 @@ def load_library(name: LibraryName, lean: bool = False) -> Library:
     version = str(module.__version__)
     _check_version(name, version, install)
     return Library(name, module, version, lean)
+
+
+def library_for(name: LibraryName, plans: Iterable[EnginePlan]) -> Library:
+    """The library that runs these plans: where only the lean runtime is installed, that, for version-compatible ones.
+
+    Raises CompatibilityError.
+    """
+    try:
+        return load_library(name)
+    except CompatibilityError:
+        if not any(plan.version_compatible for plan in plans):
+            raise
+        return load_library(name, lean=True)
 
 
 def _check_version(name: LibraryName, version: str, install: str) -> None:

@@ -1,11 +1,13 @@
 """What is said where TensorRT is missing, a stub, broken or too old: always what to install."""
 
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 from reflectrt.runtime.errors import CompatibilityError
-from reflectrt.runtime.tensorrt_library import load_library
+from reflectrt.runtime.tensorrt_library import library_for, load_library
+from test_plans import PLAN
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, name: str, version: str | None, *parts: str) -> None:
@@ -59,3 +61,11 @@ def test_jetpack_7_2_and_the_lean_runtime_load(monkeypatch: pytest.MonkeyPatch) 
     pretend(monkeypatch, "tensorrt_lean", "10.16.1.11", "Runtime")
     assert load_library("tensorrt").version == "10.16.1.11"
     assert load_library("tensorrt", lean=True).lean
+
+
+def test_the_lean_runtime_serves_where_plans_are_version_compatible(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, "tensorrt", None)
+    pretend(monkeypatch, "tensorrt_lean", "10.16.1.11", "Runtime")
+    assert library_for("tensorrt", [replace(PLAN, version_compatible=True)]).lean
+    with pytest.raises(CompatibilityError, match=r"tensorrt is not installed"):
+        library_for("tensorrt", [PLAN])
