@@ -1,0 +1,94 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reflectrt.bench.gpu import parity, work
+from reflectrt.bench.gpu.shape import TEXT_7B, VISION_7B
+from reflectrt.bench.gpu.table import growth, table
+from reflectrt.bench.gpu.weights import Place, draw, transformers_tensors
+
+RESULTS = Path(__file__).parents[3] / "bench" / "results" / "gpu_7b_bf16.json"
+
+
+def place(name: str, *shape: int) -> Place:
+    return Place(name, shape, torch.float32, "decoder.onnx.data", 0)
+
+
+def test_the_tables_in_the_documents_are_the_results() -> None:
+    results = json.loads(RESULTS.read_text())
+    root = RESULTS.parents[2]
+    assert table(results) in (root / "README.md").read_text()
+    assert table(results) in (root / "docs" / "cuda.md").read_text()
+    assert growth(results) in (root / "docs" / "cuda.md").read_text()
+
+
+def test_work_is_that_of_the_published_sizes() -> None:
+    assert work.decoder_weights(TEXT_7B) == 28 * (3584 * 4608 + 3584 * 3584 + 3 * 3584 * 18_944)
+    step = work.step(TEXT_7B, context=0)
+    assert step.bytes == 2 * work.decoder_weights(TEXT_7B)
+    longer = work.step(TEXT_7B, context=1000)
+    assert longer.bytes - step.bytes == 1000 * 28 * 2 * 4 * 128 * 2  # keys and values in two bytes
+    once, twice = (work.prefill(TEXT_7B, tokens).operations for tokens in (1000, 2000))
+    assert twice > 2 * once  # attention grows with the square
+
+
+def test_grids_do_not_attend_to_each_other() -> None:
+    one, many = (work.vision(VISION_7B, grids * 288, 288).operations for grids in (1, 64))
+    assert many == pytest.approx(64 * one)
+
+
+def test_a_name_draws_the_same_weights_always_and_another_name_others() -> None:
+    first, again, other = (draw(place(name, 64, 32), "cpu") for name in ("a.weight", "a.weight", "b.weight"))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert float(first.std()) == pytest.approx(1 / 8, rel=0.1)  # 1 / sqrt(64)
+
+
+def test_padding_is_zero_and_is_not_in_the_rival_s_weights() -> None:
+    gate = place("model.visual.blocks.0.mlp.gate_proj.weight", 16, 3424)
+    values = draw(gate, "cpu")
+    assert not values[:, 3420:].any()
+    ((name, rival),) = transformers_tensors(gate, values)
+    assert (name, rival.shape) == (gate.name, (3420, 16))
+    assert torch.equal(rival, values[:, :3420].t())
+
+
+def test_packed_projections_come_apart_for_the_rival() -> None:
+    packed = place("model.language_model.layers.0.self_attn.q_proj+k_proj+v_proj.weight", 8, 36)
+    values = draw(packed, "cpu")
+    parts = dict(transformers_tensors(packed, values))
+    assert {name.split(".")[-2]: tuple(part.shape) for name, part in parts.items()} == {
+        "q_proj": (28, 8),
+        "k_proj": (4, 8),
+        "v_proj": (4, 8),
+    }
+    assert torch.equal(torch.cat(list(parts.values())), values.t())
+
+
+def test_agreement_tells_ties_from_differences() -> None:
+    reflection = np.random.default_rng(0).normal(size=(3, 2, 8))
+    wanted = {
+        "scores": np.array([[0.5, 0.49, 0.01], [0.9, 0.05, 0.05], [0.2, 0.7, 0.1]]),
+        "reflection": reflection,
+        "tokens": np.array([[1, 2], [3, 4], [5, 6]]),
+    }
+    found = {
+        "scores": np.array([[0.49, 0.5, 0.01], [0.05, 0.9, 0.05], [0.2, 0.7, 0.1]]),
+        "reflection": -reflection,
+        "tokens": np.array([[1, 2], [3, 4], [5, 7]]),
+    }
+    assert parity.compare(wanted, wanted).letters_equal == 1
+    agreement = parity.compare(found, wanted)
+    assert agreement.letters_equal == pytest.approx(1 / 3)
+    assert agreement.letters_equal_or_tied == pytest.approx(2 / 3)
+    assert agreement.tokens_equal == pytest.approx(2 / 3)
+    assert agreement.reflection_cosine == pytest.approx([-1, -1])
+
+
+def test_media_are_the_same_for_the_same_seed() -> None:
+    first, again = list(parity.media(5, 3)), list(parity.media(5, 3))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a.patches, b.patches)
+        assert a.patches.shape == (a.grid[0], a.grid[1] * a.grid[2], 1176)
