@@ -27,6 +27,7 @@ from ..training import decoder
 from ..training.model import load_model
 from ..training.network import Network, Prefilled
 from ..training.prompt import IMAGE, asked, question_text, replied
+from ..training.row import token_id
 from ..training.scenes import CROP, Batch
 from ..training.vision import rms_norm
 from . import needle
@@ -68,8 +69,8 @@ def look(network: Network, item: needle.ImageItem, steps: int) -> Looked:
         embeds = network.reflect(embeds, batch.slots, prefix, steps)
     weights = _weights(network, embeds[0, 0], prefix, int(batch.colon))
     lead = prefix.mask.shape[-1] - prefix.mask.shape[-2] - visual.shape[1]
-    grid = item.size[1] // CELL, item.size[0] // CELL
-    return Looked(item, weights[:, :, lead : lead + visual.shape[1]].unflatten(-1, grid))
+    shown = weights[:, :, lead : lead + visual.shape[1]]
+    return Looked(item, shown.view(*shown.shape[:2], item.size[1] // CELL, item.size[0] // CELL))
 
 
 def _weights(network: Network, x: Tensor, prefix: Prefilled, place: int) -> Tensor:
@@ -93,7 +94,7 @@ def _batch(network: Network, item: needle.ImageItem, steps: int) -> Batch:
     start = network.tokenizer.encode(asked(question_text(question.text, question.options, IMAGE))).ids
     reply = network.tokenizer.encode(replied("", steps)).ids
     ids = torch.tensor([[start + reply]])
-    colon = ids.shape[-1] - 1 - reply[::-1].index(network.tokenizer.token_to_id(":"))
+    colon = ids.shape[-1] - 1 - reply[::-1].index(token_id(network.tokenizer, ":"))
     one = torch.tensor([[0]])
     return Batch(
         IMAGE, torch.from_numpy(item.pixels())[None, None], ids, ids, torch.zeros(1, 1, CROP, CROP, 3), one,
@@ -124,8 +125,8 @@ def draw(shown: dict[int, Looked], summary: dict[str, Any], file: Path) -> None:
 
     figure = Figure(figsize=(5 * (1 + len(shown)), 4.5), layout="constrained")
     lines, *pictures = figure.subplots(1, 1 + len(shown))
-    for steps, cell in summary.items():
-        lines.plot(range(1, 1 + len(cell["share_by_layer"])), cell["share_by_layer"], marker="o", label=f"K = {steps}")
+    for name, cell in summary.items():
+        lines.plot(range(1, 1 + len(cell["share_by_layer"])), cell["share_by_layer"], marker="o", label=f"K = {name}")
     lines.axhline(next(iter(summary.values()))["even"], color="grey", linestyle=":", label="even attention")
     lines.set(xlabel="layer", ylabel="share of the answer's attention on the needle")
     lines.legend()
@@ -152,7 +153,8 @@ def main() -> None:
     options = parser.parse_args()
     network = Network(*load_model(options.checkpoint))
     small = (item for item in needle.images(options.seed, DRAWN) if item.size[0] * item.size[1] <= PIXELS)
-    bar, looked = Bar("questions", sys.stderr), {steps: [] for steps in options.steps}  # type: dict[int, list[Looked]]
+    looked: dict[int, list[Looked]] = {steps: [] for steps in options.steps}
+    bar = Bar("questions", sys.stderr)
     for number, item in enumerate(islice(small, options.limit), 1):
         for steps, found in looked.items():
             found.append(look(network, item, steps))
