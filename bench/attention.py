@@ -70,7 +70,7 @@ def look(network: Network, item: needle.ImageItem, steps: int) -> Looked:
     weights = _weights(network, embeds[0, 0], prefix, int(batch.colon))
     lead = prefix.mask.shape[-1] - prefix.mask.shape[-2] - visual.shape[1]
     shown = weights[:, :, lead : lead + visual.shape[1]]
-    return Looked(item, shown.view(*shown.shape[:2], item.size[1] // CELL, item.size[0] // CELL))
+    return Looked(item, shown.reshape(*shown.shape[:2], item.size[1] // CELL, item.size[0] // CELL))
 
 
 def _weights(network: Network, x: Tensor, prefix: Prefilled, place: int) -> Tensor:

@@ -1,0 +1,34 @@
+"""The comparison of numbers of reflection steps: what is asked, resumed, and made of the answers."""
+
+import json
+
+import pytest
+from reflectrt.bench.reflection import LINES, Entry, read, summarise
+
+
+def _line(number, label, **options):
+    cells = {name: {"option": option, "forwards": 2} for name, option in options.items()}
+    return {"id": str(number), "label": label, "category": "digit", "cells": cells}
+
+
+def test_an_entry_names_a_cell_for_each_number_of_steps():
+    entry = Entry.parse("mine=some/bundle:0,4")
+    assert (entry.name, str(entry.bundle), entry.steps) == ("mine", "some/bundle", (0, 4))
+    assert entry.cells() == ["mine K=0", "mine K=4"]
+
+
+def test_cells_are_held_against_the_last():
+    lines = [_line(n, "A", better="A" if n % 4 else "B", plain="A" if n % 2 else "B") for n in range(400)]
+    found = summarise(lines)
+    assert found["better"]["accuracy"] == 0.75 and found["plain"]["accuracy"] == 0.5
+    assert found["better"]["difference"] == pytest.approx(0.25)
+    low, high = found["better"]["difference_interval_95"]
+    assert 0.19 < low < 0.25 < high < 0.31
+    assert found["plain"]["difference_interval_95"] == (0.0, 0.0)
+
+
+def test_a_line_cut_short_is_asked_again(tmp_path):
+    whole = json.dumps(_line(1, "A", plain="A"))
+    (tmp_path / LINES).write_text(f'{whole}\n{{"id": "2", "la')
+    assert [line["id"] for line in read(tmp_path)] == ["1"]
+    assert (tmp_path / LINES).read_text() == f"{whole}\n"
