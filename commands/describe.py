@@ -38,11 +38,20 @@ def describe(manifest: Manifest, sha256: str) -> list[str]:
         "video": f"{video.fps:g} frames/s, at most {video.max_frames} frames or "
         f"{video.total_pixels * model.temporal_patch // pixels_per_token} visual tokens",
         "images": f"{image.min_pixels} to {image.max_pixels} px",
+        "plans": _plans(manifest),
         "verified": verification_line(manifest.verification),
         "size": f"{size / 1e6:.1f} MB in {len(manifest.files)} files",
         "sha256": sha256,
     }
     return [f"{name:11} {text}" for name, text in lines.items()]
+
+
+def _plans(manifest: Manifest) -> str:
+    """What TensorRT plans there are, by machine."""
+    found = sorted({f"{plan.architecture} with {plan.library} {plan.version}" for plan in manifest.plans})
+    if not found and manifest.target.startswith("tensorrt"):
+        return "none yet: run `reflectrt build` where the GPU is"
+    return ", ".join(found) or "none"
 
 
 def _quantized(manifest: Manifest) -> str:

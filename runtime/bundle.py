@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from . import manifest as manifests
 from .errors import BundleError
 from .manifest import FileEntry, Manifest
+from .plans import check_plan
 
 Progress = Callable[[int, int], None]
 """Called with bytes hashed so far and bytes in all."""
@@ -72,7 +73,7 @@ def _read_manifest(folder: Path) -> str:
 
 def _check_names(manifest: Manifest) -> None:
     """No path leaves the folder, and every graph and the tokenizer are listed."""
-    named = [graph.file for graph in manifest.graphs.values()]
+    named = [graph.file for graph in manifest.graphs.values()] + [plan.file for plan in manifest.plans]
     for name in (*manifest.files, *named):
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or "\\" in name or not parts.parts or not name.isprintable():
@@ -130,6 +131,8 @@ def _check_graphs(manifest: Manifest) -> None:
     for name, signature in wanted.items():
         if manifest.graphs[name].signature() != signature:
             raise BundleError(f"graph {name} does not have the contract's inputs and outputs; export the bundle again")
+    for plan in manifest.plans:
+        check_plan(plan, wanted.get(plan.graph))
 
 
 def _sha256(file: Path) -> str:

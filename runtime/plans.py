@@ -10,10 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from .errors import CompatibilityError
+from .contract import Signature
+from .errors import BundleError, CompatibilityError
 
 AxisRange = tuple[int, int, int]
 """Smallest, likeliest and largest number of a free axis."""
+
+MOST, MOST_BYTES = 2**31, 2**48
+"""Bounds on what a manifest may say, beyond any model there is."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,23 @@ class EnginePlan:
     weight_bytes: int
     scratch_bytes: tuple[int, ...]
     """Device memory that a run takes besides weights, inputs and outputs, by profile."""
+
+
+def check_plan(plan: EnginePlan, signature: Signature | None) -> None:
+    """Raise BundleError where what a manifest says of a plan cannot be: the runtime computes and allocates from it."""
+    free = {axis for port in signature.inputs for axis in port.axes if isinstance(axis, str)} if signature else set()
+    has_cache = "capacity" in free
+    sound = (
+        signature is not None
+        and plan.profiles
+        and len(plan.profiles) == len(plan.scratch_bytes)
+        and all(set(profile) == free - {"capacity"} for profile in plan.profiles)
+        and all(0 < a <= b <= c <= MOST for profile in plan.profiles for a, b, c in profile.values())
+        and all(0 <= size <= MOST_BYTES for size in (plan.weight_bytes, *plan.scratch_bytes))
+        and (0 < plan.capacity <= MOST if has_cache else plan.capacity == 0)
+    )
+    if not sound:
+        raise BundleError(f"manifest: the plan {plan.file!r} cannot be; run `reflectrt build BUNDLE` again")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ...runtime.errors import ExportError
+from ...runtime.errors import BundleError, ExportError
 from ...runtime.manifest import Manifest
 from .report import EngineLayer, EngineReport
 
@@ -22,12 +22,18 @@ READS: dict[str, tuple[str, bool]] = {
 def quantized_weights(manifest: Manifest, graph: str | None) -> dict[str, str]:
     """Scheme of each quantized weight of a graph (None: of all), by its name in the checkpoint."""
     graphs = (manifest.recipe or {}).get("graphs", {})
-    return {
-        weight: linear["scheme"]
-        for name, part in graphs.items()
-        if graph in (None, name)
-        for weight, linear in part["linears"].items()
-    }
+    try:
+        found = {
+            weight: linear["scheme"]
+            for name, part in graphs.items()
+            if graph in (None, name)
+            for weight, linear in part["linears"].items()
+        }
+    except (AttributeError, KeyError, TypeError):  # free data of whoever wrote the manifest
+        raise BundleError("manifest.recipe does not say how each layer is quantized; export the bundle again") from None
+    if strange := set(found.values()) - set(READS):
+        raise BundleError(f"manifest.recipe has the schemes {sorted(map(str, strange))}; export the bundle again")
+    return found
 
 
 def check_precision(report: EngineReport, graph: str, weights: dict[str, str], activation: str) -> None:

@@ -1,10 +1,13 @@
 """Which plan a machine runs, and what is said where there is none."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from reflectrt.runtime.errors import CompatibilityError
-from reflectrt.runtime.plans import EnginePlan, Machine, choose, runnable
+from fakes import make_manifest
+from reflectrt.runtime.contract import signatures
+from reflectrt.runtime.errors import BundleError, CompatibilityError
+from reflectrt.runtime.plans import EnginePlan, Machine, check_plan, choose, runnable
 
 PLAN = EnginePlan(
     graph="decoder",
@@ -59,3 +62,25 @@ def test_another_architecture_says_what_is_there_and_what_to_run() -> None:
     with pytest.raises(CompatibilityError, match=r"SM110.*has plans for SM87 with tensorrt 10.16.1.11; run") as caught:
         choose([PLAN], replace(ORIN, architecture="SM110"), "decoder")
     assert "reflectrt build" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"graph": "encoder"},
+        {"profiles": ()},
+        {"scratch_bytes": ()},
+        {"profiles": ({"grids": (1, 1, 1)},)},
+        {"profiles": ({"tokens": (4, 2, 8)},)},
+        {"profiles": ({"tokens": (1, 1, 2**40)},)},
+        {"capacity": 0},
+        {"weight_bytes": -1},
+    ],
+    ids=str,
+)
+def test_a_plan_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+    wanted = signatures(make_manifest().model.sizes())
+    check_plan(PLAN, wanted["decoder"])
+    forged = replace(PLAN, **changes)
+    with pytest.raises(BundleError, match=r"decoder.plan.*reflectrt build"):
+        check_plan(forged, wanted.get(forged.graph))

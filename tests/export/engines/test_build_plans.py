@@ -60,6 +60,16 @@ def test_an_altered_plan_is_refused(exports: Exports, tmp_path: Path) -> None:
         open_bundle(folder)
 
 
+def test_a_plan_outside_the_bundle_or_without_a_hash_is_refused(exports: Exports, tmp_path: Path) -> None:
+    folder = copied(tensorrt_bundle(exports, "bf16"), tmp_path)
+    manifest = build_plans(open_bundle(folder), SM86, Quiet())
+    for name, complaint in (("../other.plan", "outside the bundle"), ("other.plan", "no hash for other.plan")):
+        plans = (replace(manifest.plans[0], file=name), *manifest.plans[1:])
+        (folder / "manifest.json").write_text(dump(replace(manifest, plans=plans)))
+        with pytest.raises(BundleError, match=complaint):
+            open_bundle(folder)
+
+
 def test_an_unknown_architecture_names_those_there_are(exports: Exports) -> None:
     bundle = open_bundle(tensorrt_bundle(exports, "bf16"))
     with pytest.raises(CompatibilityError, match=r"does not build for SM87; pass one of SM75, SM80, SM86"):
