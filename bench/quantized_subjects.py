@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from ..runtime.bundle import open_bundle
 from ..runtime.engine import Array
-from ..runtime.onnxruntime import OrtCpuEngine
+from ..runtime.engines.onnxruntime import OrtCpuEngine
 from ..runtime.stream import Mark, Stream
 from .torch_loop import TorchLoop
 

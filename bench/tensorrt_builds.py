@@ -28,8 +28,8 @@ from ..export.quantize.plain import default_recipe, linear_weights
 from ..export.recipe import FORMAT, FORMAT_MAJOR, FORMAT_MINOR, GraphRecipe, Recipe
 from ..runtime import contract
 from ..runtime.bundle import open_bundle
+from ..runtime.engines.tensorrt_library import Library, load_library
 from ..runtime.errors import ReflectRTError
-from ..runtime.tensorrt_library import Library, load_library
 from .layer_shapes import GRAPHS, MODEL, SCHEMES, schemes, write_layer
 from .random_checkpoint import RandomShape, make_checkpoint
 

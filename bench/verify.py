@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from ..export.checkpoint import Checkpoint
 from ..runtime.bundle import open_bundle
+from ..runtime.engines.onnxruntime import OrtCpuEngine
 from ..runtime.errors import CompatibilityError, ResourceError
 from ..runtime.manifest import Manifest, Verification
 from ..runtime.memory import available_bytes
-from ..runtime.onnxruntime import OrtCpuEngine
 from ..runtime.session import Model
 from ..runtime.vision import encode
 from .reference import Medium, Reference, ReferenceAnswer

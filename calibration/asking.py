@@ -15,8 +15,8 @@ import numpy as np
 from ..runtime import contract
 from ..runtime.bundle import open_bundle
 from ..runtime.engine import Array, Buffer
+from ..runtime.engines.onnxruntime import OrtCpuEngine, OrtGraph
 from ..runtime.errors import MediaError, ReflectRTError
-from ..runtime.onnxruntime import OrtCpuEngine, OrtGraph
 from ..runtime.session import Model, Session
 from .samples import Sample
 

@@ -9,9 +9,9 @@ import onnxruntime as ort
 
 from ..runtime.bundle import Bundle
 from ..runtime.engine import Array, Buffer
+from ..runtime.engines.onnxruntime import HostBuffer, OrtCpuEngine, OrtGraph
 from ..runtime.errors import NumericError
 from ..runtime.manifest import GraphEntry
-from ..runtime.onnxruntime import HostBuffer, OrtCpuEngine, OrtGraph
 from .instrument import CHOSEN, instrument, max_port, rows_port
 from .observations import Observations
 from .sources import Sources, array_of

@@ -10,7 +10,7 @@ import numpy as np
 from ..runtime import contract
 from ..runtime.bundle import Bundle
 from ..runtime.engine import Array, Buffer
-from ..runtime.onnxruntime import HostBuffer, OrtCpuEngine, OrtGraph
+from ..runtime.engines.onnxruntime import HostBuffer, OrtCpuEngine, OrtGraph
 from ..runtime.session import Model
 from .samples import Sample
 from .sources import Sources, array_of

@@ -24,7 +24,7 @@ from ..export.weights import source_name
 from ..runtime import contract
 from ..runtime.bundle import Bundle, open_bundle
 from ..runtime.engine import Array
-from ..runtime.onnxruntime import OrtGraph
+from ..runtime.engines.onnxruntime import OrtGraph
 from .recorder import Recording, Replay, record
 from .samples import Sample
 

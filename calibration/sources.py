@@ -9,7 +9,7 @@ import numpy as np
 
 from ..runtime import contract
 from ..runtime.engine import Array, Buffer
-from ..runtime.onnxruntime import HostBuffer
+from ..runtime.engines.onnxruntime import HostBuffer
 
 Kind = Literal["pixels", "text", "visual", "hidden"]
 

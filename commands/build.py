@@ -10,7 +10,7 @@ from typing import Any
 from ..export.engines.plans import TARGETS, BuildOptions, build_plans
 from ..progress import Bar
 from ..runtime.bundle import Bundle, open_bundle
-from ..runtime.cuda import Gpu
+from ..runtime.engines.cuda import Gpu
 from ..runtime.errors import CompatibilityError, UsageError
 from .arguments import add_bundle, command, positive
 

@@ -16,6 +16,7 @@ from ..runtime import contract
 from ..runtime import manifest as manifests
 from ..runtime.bundle import TOKENIZER
 from ..runtime.contract import Signature
+from ..runtime.engines.tensorrt_library import OLDEST
 from ..runtime.errors import ExportError
 from ..runtime.manifest import (
     GraphEntry,
@@ -27,7 +28,6 @@ from ..runtime.manifest import (
     Verification,
     VideoPixels,
 )
-from ..runtime.tensorrt_library import OLDEST
 from .checkpoint import Checkpoint
 from .graphs.decoder import Decoder
 from .graphs.embed import Embed

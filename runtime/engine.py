@@ -1,7 +1,6 @@
 """What the runtime asks of an engine library: buffers on its device, and graphs that run from buffers into buffers.
 
-One file per library and device implements this: `runtime/onnxruntime.py`, `runtime/onnxruntime_cuda.py`. Nothing
-else in the runtime knows which one runs.
+`runtime/engines/` implements this, a file for each library and device. Nothing else in the runtime knows which runs.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from reflectrt.runtime import contract
 from reflectrt.runtime.engine import Array
+from reflectrt.runtime.engines.onnxruntime import HostBuffer
 from reflectrt.runtime.manifest import (
     FORMAT_MAJOR,
     FORMAT_MINOR,
@@ -20,7 +21,6 @@ from reflectrt.runtime.manifest import (
     Source,
     VideoPixels,
 )
-from reflectrt.runtime.onnxruntime import HostBuffer
 
 BOR, VR, EOR, STOP = 50, 51, 52, 60
 FACTS = ModelFacts(

@@ -16,7 +16,7 @@ import torch
 
 from ...runtime import manifest as manifests
 from ...runtime.bundle import Bundle
-from ...runtime.onnxruntime_cuda import OrtCudaEngine
+from ...runtime.engines.onnxruntime_cuda import OrtCudaEngine
 from ...runtime.prompt import Question
 from ...runtime.session import Model
 from ..synthetic import random_medium

@@ -16,8 +16,8 @@ from ...commands.build import BuildProgress
 from ...export.engines.plans import BuildOptions, build_plans
 from ...runtime import load
 from ...runtime.bundle import open_bundle
-from ...runtime.cuda import Gpu
-from ...runtime.tensorrt_library import load_library
+from ...runtime.engines.cuda import Gpu
+from ...runtime.engines.tensorrt_library import load_library
 from .compare import Outcome, compare, expected
 from .steps import Figures, run_steps
 from .timing import time_model

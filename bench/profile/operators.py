@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...runtime.bundle import Bundle
-from ...runtime.onnxruntime import OrtCpuEngine
+from ...runtime.engines.onnxruntime import OrtCpuEngine
 from ...runtime.session import Model
 from .report import Operator
 from .scenario import Subject, Workload

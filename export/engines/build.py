@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.contract import Signature
+from ...runtime.engines.tensorrt_library import Library
 from ...runtime.errors import ExportError, ResourceError
-from ...runtime.tensorrt_library import Library
 from .check import check_network, check_report
 from .flavour import configure, create_network, save_timings
 from .journal import Journal, journal

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...runtime.contract import FLOAT, Port, Signature, cache_output
+from ...runtime.engines.tensorrt_library import Library
 from ...runtime.errors import ExportError
-from ...runtime.tensorrt_library import Library
 from .profiles import Profile, shapes, with_capacity
 from .report import EnginePort, EngineReport
 

@@ -14,8 +14,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ...runtime.engines.tensorrt_library import Library
 from ...runtime.errors import CompatibilityError, ExportError
-from ...runtime.tensorrt_library import Library
 
 FP8_SINCE = 89
 """Compute capability 8.9 (Ada); Jetson Orin is 8.7."""

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import Any, Protocol
 
-from ...runtime.tensorrt_library import Library
+from ...runtime.engines.tensorrt_library import Library
 
 DROPPED = re.compile(r"unused|ignor|dropp|not used", re.IGNORECASE)
 # Told of every int64 input, which ours are; of kernels for convolutions, which ours have none of; of the file's path,

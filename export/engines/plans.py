@@ -13,11 +13,11 @@ from typing import Any, Protocol
 from ...runtime import contract
 from ...runtime import manifest as manifests
 from ...runtime.bundle import Bundle
+from ...runtime.engines.tensorrt_library import Library, load_library
 from ...runtime.errors import CompatibilityError, ResourceError, UsageError
 from ...runtime.manifest import FileEntry, Manifest
 from ...runtime.memory import available_bytes
 from ...runtime.plans import EnginePlan
-from ...runtime.tensorrt_library import Library, load_library
 from .build import Built, Progress, Request, build
 from .flavour import RTX, check_architecture, cuda_version
 from .precision import check_precision, quantized_weights

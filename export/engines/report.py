@@ -1,7 +1,7 @@
 """What is in a built plan, as the builder tells it when asked for details: ports, layers with their types, memory.
 
 TensorRT-RTX prints this while it builds, so a plan is inspected on a machine that cannot run it. TensorRT prints
-another form; there the engine is inspected when it is loaded (`runtime/tensorrt.py`).
+another form; there the engine is inspected when it is loaded (`runtime/engines/tensorrt.py`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from reflectrt.export.checkpoint import Checkpoint
 from reflectrt.export.quantize.plain import default_recipe
 from reflectrt.export.recipe import GraphRecipe, LinearRecipe, Origin, Recipe
 from reflectrt.runtime.bundle import open_bundle
-from reflectrt.runtime.onnxruntime import OrtCpuEngine
+from reflectrt.runtime.engines.onnxruntime import OrtCpuEngine
 from reflectrt.runtime.session import Model
 
 GATE, UP = (f"model.language_model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up"))

@@ -16,7 +16,7 @@ from reflectrt.bench.synthetic import SyntheticMedia, random_medium
 from reflectrt.bench.verify import cosine
 from reflectrt.runtime.answer import Answer
 from reflectrt.runtime.bundle import open_bundle
-from reflectrt.runtime.onnxruntime import OrtCpuEngine
+from reflectrt.runtime.engines.onnxruntime import OrtCpuEngine
 from reflectrt.runtime.session import Model
 from reflectrt.runtime.stream import Stream
 from reflectrt.runtime.vision import encode

@@ -43,7 +43,9 @@ def test_the_block_blocks() -> None:
     assert python("try:\n import torch\nexcept ImportError as e: print(e)") == "torch is blocked\n"
 
 
-@pytest.mark.parametrize("module", ["reflectrt", "reflectrt.runtime", "reflectrt.runtime.onnxruntime", "reflectrt.cli"])
+@pytest.mark.parametrize(
+    "module", ["reflectrt", "reflectrt.runtime", "reflectrt.runtime.engines.onnxruntime", "reflectrt.cli"]
+)
 def test_modules_import_without_torch(module: str) -> None:
     python(f"import {module}")
 

@@ -5,23 +5,11 @@ from typing import Any
 
 import pytest
 from fakes import make_manifest
+from orin_plan import PLAN
 from reflectrt.runtime.contract import signatures
 from reflectrt.runtime.errors import BundleError, CompatibilityError
-from reflectrt.runtime.plans import EnginePlan, Machine, check_plan, choose, runnable
+from reflectrt.runtime.plans import Machine, check_plan, choose, runnable
 
-PLAN = EnginePlan(
-    graph="decoder",
-    file="decoder.plan",
-    library="tensorrt",
-    version="10.16.1.11",
-    version_compatible=False,
-    architecture="SM87",
-    cuda="13",
-    capacity=4096,
-    profiles=({"tokens": (1, 64, 512)},),
-    weight_bytes=1,
-    scratch_bytes=(1,),
-)
 ORIN = Machine("tensorrt", "10.16.1.11", "SM87")
 
 

@@ -12,8 +12,8 @@ from exports import Exports
 from reflectrt.bench.synthetic import SyntheticMedia, random_medium
 from reflectrt.runtime.bundle import Bundle, open_bundle
 from reflectrt.runtime.engine import Array, Buffer
+from reflectrt.runtime.engines.onnxruntime import OrtCpuEngine, OrtGraph
 from reflectrt.runtime.errors import BundleError, LimitError, UsageError
-from reflectrt.runtime.onnxruntime import OrtCpuEngine, OrtGraph
 from reflectrt.runtime.session import Model
 
 OPTIONS = ("a bike", "a boat", "a plane", "a tram")

@@ -17,7 +17,7 @@ from reflectrt.export.engines.plans import BuildOptions, build_plans
 from reflectrt.export.engines.precision import check_precision
 from reflectrt.export.engines.profiles import Limits, profiles
 from reflectrt.export.engines.report import EngineLayer, EngineReport
-from reflectrt.runtime.tensorrt_library import load_library
+from reflectrt.runtime.engines.tensorrt_library import load_library
 
 pytestmark = pytest.mark.trt
 

@@ -12,8 +12,8 @@ from reflectrt.export.engines.flavour import (
     rtx_architectures,
     save_timings,
 )
+from reflectrt.runtime.engines.tensorrt_library import Library
 from reflectrt.runtime.errors import CompatibilityError, ExportError
-from reflectrt.runtime.tensorrt_library import Library
 
 
 def library(name: Any, **api: Any) -> Library:

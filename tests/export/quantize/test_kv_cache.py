@@ -16,9 +16,9 @@ from reflectrt.export.quantize.kv_cache import quantize_cache
 from reflectrt.export.recipe import KVCacheRecipe
 from reflectrt.runtime.bundle import open_bundle
 from reflectrt.runtime.contract import cache_names, cache_output
+from reflectrt.runtime.engines.onnxruntime import OrtCpuEngine
 from reflectrt.runtime.errors import ExportError
 from reflectrt.runtime.memory import cache_bytes
-from reflectrt.runtime.onnxruntime import OrtCpuEngine
 from reflectrt.runtime.stream import Stream
 
 LAYERS, HEADS, WIDTH, ROWS, PAST = 2, 1, 16, 32, 20

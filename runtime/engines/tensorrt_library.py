@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
 
-from .errors import CompatibilityError
-from .plans import EnginePlan, version_numbers
+from ..errors import CompatibilityError
+from ..plans import EnginePlan, version_numbers
 
 LibraryName = Literal["tensorrt", "tensorrt-rtx"]
 

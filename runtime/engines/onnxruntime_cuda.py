@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from . import bfloat16, contract
-from .bundle import Bundle
-from .contract import cache_output
+from .. import contract
+from ..bundle import Bundle
+from ..contract import cache_output
+from ..engine import Array, Buffer
+from ..errors import BundleError, ResourceError
+from ..manifest import GraphEntry
+from . import bfloat16
 from .cuda import Gpu
 from .device_memory import DeviceBuffer, Pool, itemsize
-from .engine import Array, Buffer
-from .errors import BundleError, ResourceError
-from .manifest import GraphEntry
 from .ort_cuda_checks import PROVIDER, check_device, check_nodes, check_provider
 from .ort_session import check_ports, check_version, failure, first_line
 

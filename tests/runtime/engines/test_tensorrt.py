@@ -14,13 +14,13 @@ import pytest
 from fakes import make_manifest
 from reflectrt.runtime.bundle import Bundle
 from reflectrt.runtime.contract import Port, Signature, cache_output, signatures
-from reflectrt.runtime.device_memory import Block, DeviceBuffer
+from reflectrt.runtime.engines.device_memory import Block, DeviceBuffer
+from reflectrt.runtime.engines.tensorrt_graphs import TensorRTDecoder, TensorRTGraph, TensorRTVision
+from reflectrt.runtime.engines.tensorrt_library import Library
+from reflectrt.runtime.engines.tensorrt_loading import check_engine, load_plan
 from reflectrt.runtime.errors import BundleError, CompatibilityError, LimitError, ResourceError
 from reflectrt.runtime.memory_plan import check_fits, plan_engines
 from reflectrt.runtime.plans import EnginePlan
-from reflectrt.runtime.tensorrt_graphs import TensorRTDecoder, TensorRTGraph, TensorRTVision
-from reflectrt.runtime.tensorrt_library import Library
-from reflectrt.runtime.tensorrt_loading import check_engine, load_plan
 
 MODEL = make_manifest().model
 SIGNATURES = signatures(MODEL.sizes())
@@ -280,7 +280,7 @@ def test_memory_is_planned_from_the_plans_and_refused_with_its_parts() -> None:
 
 
 def test_without_a_gpu_or_with_another_target_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reflectrt.runtime.tensorrt import TensorRTEngine
+    from reflectrt.runtime.engines.tensorrt import TensorRTEngine
 
     with pytest.raises(CompatibilityError, match="--target tensorrt"):
         TensorRTEngine(Bundle(Path("bundle"), make_manifest(), "0"))

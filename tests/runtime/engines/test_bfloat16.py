@@ -1,5 +1,5 @@
 import numpy as np
-from reflectrt.runtime import bfloat16
+from reflectrt.runtime.engines import bfloat16
 
 
 def test_every_finite_bfloat16_comes_back() -> None:

@@ -13,7 +13,7 @@ from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import CompatibilityError, ReflectRTError
+from ..errors import CompatibilityError, ReflectRTError
 
 LIBRARY = "libcuda.so.1"
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY

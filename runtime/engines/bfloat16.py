@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .engine import Array
+from ..engine import Array
 
 DTYPE = np.dtype("V2")
 """numpy has no bfloat16: two bytes that nobody can compute with by mistake."""

@@ -5,9 +5,9 @@ from dataclasses import replace
 from types import ModuleType
 
 import pytest
+from orin_plan import PLAN
+from reflectrt.runtime.engines.tensorrt_library import library_for, load_library
 from reflectrt.runtime.errors import CompatibilityError
-from reflectrt.runtime.tensorrt_library import library_for, load_library
-from test_plans import PLAN
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, name: str, version: str | None, *parts: str) -> None:

@@ -2,8 +2,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reflectrt.runtime import onnxruntime_cuda as cuda
-from reflectrt.runtime.device_memory import Block, DeviceBuffer, itemsize
+from reflectrt.runtime.engines import onnxruntime_cuda as cuda
+from reflectrt.runtime.engines.device_memory import Block, DeviceBuffer, itemsize
 from reflectrt.runtime.errors import ResourceError
 
 

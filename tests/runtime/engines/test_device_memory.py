@@ -1,8 +1,8 @@
 import gc
 
 import pytest
-from reflectrt.runtime.cuda import DeviceMemoryError
-from reflectrt.runtime.device_memory import GRAIN, DeviceBuffer, Pool
+from reflectrt.runtime.engines.cuda import DeviceMemoryError
+from reflectrt.runtime.engines.device_memory import GRAIN, DeviceBuffer, Pool
 from reflectrt.runtime.errors import ResourceError
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnxruntime as ort
 
-from .contract import FLOAT, Signature
-from .errors import BundleError, CompatibilityError, ReflectRTError, ResourceError
+from ..contract import FLOAT, Signature
+from ..errors import BundleError, CompatibilityError, ReflectRTError, ResourceError
 
 
 def check_ports(session: ort.InferenceSession, name: str, wanted: Signature, activation: str) -> None:

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from . import bfloat16, contract
-from .bundle import Bundle
+from .. import contract
+from ..bundle import Bundle
+from ..engine import Array, Buffer, Graph
+from ..errors import CompatibilityError, ReflectRTError
+from ..memory_plan import check_fits, plan_engines
+from ..plans import EnginePlan, Machine, choose, runnable
+from . import bfloat16
 from .cuda_graph import CapturingGpu
 from .device_memory import DeviceBuffer, Pool, itemsize
-from .engine import Array, Buffer, Graph
-from .errors import CompatibilityError, ReflectRTError
-from .memory_plan import check_fits, plan_engines
-from .plans import EnginePlan, Machine, choose, runnable
 from .tensorrt_graphs import TensorRTDecoder, TensorRTGraph, TensorRTVision, device_buffer
 from .tensorrt_library import library_for
 from .tensorrt_loading import check_engine, load_plan

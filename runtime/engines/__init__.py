@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .bundle import Bundle
-from .engine import Engine
-from .errors import CompatibilityError
+from ..bundle import Bundle
+from ..engine import Engine
+from ..errors import CompatibilityError
 
 TENSORRT = ("tensorrt", "tensorrt-rtx")
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from .bundle import Bundle
-from .engine import Array, Buffer
-from .errors import BundleError, CompatibilityError, ResourceError
-from .manifest import GraphEntry
-from .memory import available_bytes
+from ..bundle import Bundle
+from ..engine import Array, Buffer
+from ..errors import BundleError, CompatibilityError, ResourceError
+from ..manifest import GraphEntry
+from ..memory import available_bytes
 from .ort_session import check_ports, check_version, failure, first_line
 
 QUIET = 4  # only "fatal" is logged: failures come back as exceptions, which we word ourselves

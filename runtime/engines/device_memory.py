@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
+from ..errors import ResourceError
 from .cuda import DeviceMemoryError
-from .errors import ResourceError
 
 SMALL, GRAIN = 2**20, 2**21
 """Bytes: below SMALL sizes are rounded up to a power of two, from there on to whole GRAINs, to fit one another."""

@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .contract import FLOAT, Port, Signature, cache_output
-from .errors import BundleError, CompatibilityError, ResourceError
-from .plans import EnginePlan
+from ..contract import FLOAT, Port, Signature, cache_output
+from ..errors import BundleError, CompatibilityError, ResourceError
+from ..plans import EnginePlan
 from .tensorrt_library import Library
 
 DTYPES = {"float16": "HALF", "bfloat16": "BF16", "float32": "FLOAT", "int64": "INT64", "uint8": "UINT8"}

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
-from .contract import Port, Signature, cache_output
+from ..contract import Port, Signature, cache_output
+from ..engine import Buffer
+from ..errors import LimitError, ReflectRTError
+from ..plans import EnginePlan
 from .cuda_graph import CapturedWork, CapturingGpu
 from .device_memory import DeviceBuffer
-from .engine import Buffer
-from .errors import LimitError, ReflectRTError
-from .plans import EnginePlan
 
 MAX_RECORDED = 8
 """Recorded steps that are kept, one for each KV cache lately used."""

@@ -3,9 +3,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from reflectrt.runtime.cuda import DeviceMemoryError, Gpu, GpuFacts
+from reflectrt.runtime.engines.cuda import DeviceMemoryError, Gpu, GpuFacts
+from reflectrt.runtime.engines.ort_cuda_checks import check_device, check_nodes
 from reflectrt.runtime.errors import CompatibilityError, ReflectRTError
-from reflectrt.runtime.ort_cuda_checks import check_device, check_nodes
 
 
 class FakeDriver:
@@ -65,14 +65,14 @@ def test_a_download_waits_and_an_upload_does_not() -> None:
 
 @pytest.mark.skipif(ctypes.sizeof(ctypes.c_void_p) != 8, reason="the structure is that of 64-bit systems")
 def test_the_structure_of_pieces_is_the_driver_s() -> None:
-    from reflectrt.runtime.cuda import _Copy2D
+    from reflectrt.runtime.engines.cuda import _Copy2D
 
     assert ctypes.sizeof(_Copy2D) == 128  # CUDA_MEMCPY2D_v2 on 64-bit Linux
     assert _Copy2D.dstDevice.offset == 88
 
 
 def test_old_drivers_and_old_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reflectrt.runtime import ort_cuda_checks
+    from reflectrt.runtime.engines import ort_cuda_checks
 
     monkeypatch.setattr(ort_cuda_checks, "_build_cuda", lambda: "13.0")
     check_device(GpuFacts("H100", (9, 0), (13, 0), 2**36))

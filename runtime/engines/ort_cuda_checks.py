@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnxruntime as ort
 
-from .bundle import Bundle
+from ..bundle import Bundle
+from ..errors import CompatibilityError
 from .cuda import GpuFacts
-from .errors import CompatibilityError
 
 PROVIDER = "CUDAExecutionProvider"
 CAPABILITY = (8, 0)
