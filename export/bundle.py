@@ -103,6 +103,7 @@ TARGETS = {
     "tensorrt": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt": OLDEST["tensorrt"]}),
     "tensorrt-rtx": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt-rtx": OLDEST["tensorrt-rtx"]}),
 }
+QUANTIZED_CACHE = {"onnxruntime": "1.32"}  # the version that an int8 cache was measured with
 ACTIVATIONS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 # The authors' evaluation steps; their evaluation of long videos (Video-MME, MLVU) and Qwen's image defaults.
@@ -257,7 +258,7 @@ def _manifest(checkpoint: Checkpoint, plan: ExportPlan, graphs: dict[str, GraphE
         graphs=graphs,
         source=Source(Path(checkpoint.source).name, checkpoint.fingerprint(), checkpoint.dtype),
         tools=_tools(),
-        engine=target.engine,
+        engine=target.engine | (QUANTIZED_CACHE if plan.recipe and plan.recipe.kv_cache else {}),
         recipe=plan.recipe.summary() if plan.recipe else None,
         verification=None,
         plans=(),

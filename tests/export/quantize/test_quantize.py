@@ -138,7 +138,7 @@ def test_a_linear_that_is_not_there_is_named(decoder: ir.Model, recipe: Recipe) 
     [
         ("int8", {"checkpoint": "ab" * 32}, "another checkpoint"),
         ("fp8", {}, "the recipe is for int8; pass --precision int8"),
-        ("int8", {"kv_cache": KVCacheRecipe("int8", ((1.0,),), ((1.0,),))}, "does not quantize the KV cache yet"),
+        ("int8", {"kv_cache": KVCacheRecipe("int8", ((1.0,),), ((1.0,),))}, "cache scales for 1 layers"),
     ],
 )
 def test_a_recipe_that_does_not_belong_is_refused(
@@ -146,6 +146,13 @@ def test_a_recipe_that_does_not_belong_is_refused(
 ) -> None:
     plan = ExportPlan(precision=precision, recipe=replace(recipe, **change))  # type: ignore[arg-type]
     with pytest.raises(ExportError, match=message):
+        export_bundle(Checkpoint.open(exports.checkpoint()), tmp_path / "bundle", plan, Silence())
+
+
+def test_a_target_without_a_quantized_cache_refuses_one(exports: Exports, recipe: Recipe, tmp_path: Path) -> None:
+    cached = replace(recipe, kv_cache=KVCacheRecipe("int8", ((1.0,),), ((1.0,),)))
+    plan = ExportPlan("tensorrt", "int8", recipe=cached)
+    with pytest.raises(ExportError, match="does not quantize the KV cache yet; calibrate without --kv-cache"):
         export_bundle(Checkpoint.open(exports.checkpoint()), tmp_path / "bundle", plan, Silence())
 
 
