@@ -1,10 +1,13 @@
 """What reflection buys: bundles and numbers of steps side by side on the same held-out needle questions.
 
-    python -m reflectrt.bench.reflection OUT --seed 7 --limit 1000 reference=BUNDLE:0,1,2,4,8,16 plain=BUNDLE:0
+    python -m reflectrt.bench.reflection OUT --seed 7 --limit 1000 \\
+        reference=BUNDLE:0,1,2,4,8,16 zooming=BUNDLE:zoom plain=BUNDLE:0
 
-A medium is opened once a bundle and asked once for every number of steps, so that all of them share its prefix. OUT has
-a line a question (a run goes on where it was cut short) and, at the end, a summary: accuracy with 95 % intervals and
-decoder runs, and the difference to the last entry with the interval of a paired bootstrap.
+A medium is opened once a bundle and asked once for every number of steps, so that all share its prefix; the time
+of a question is that of the opening and its own. OUT has a line a question (a run goes on where it was cut short) and,
+at the end, a summary: accuracy with 95 % intervals, decoder runs and seconds, and the difference to the last entry with
+the interval of a paired bootstrap. On a larger machine several processes share the questions: `--part 1/8` to `--part
+8/8`, and at the end once without.
 """
 
 from __future__ import annotations
@@ -17,25 +20,28 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from ..calibration.statistics import wilson
 from ..progress import Bar
-from ..runtime import load
+from ..runtime import Device, load
 from ..runtime.session import Model
+from . import zooming
 from .evaluate import GENERATORS
 from .needle.write import write_media
 
-LINES, SUMMARY = "answers.jsonl", "summary.json"
+SUMMARY = "summary.json"
+ZOOM = "zoom"
 RESAMPLES = 10_000
 SEED = 0  # of the bootstrap
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A bundle and the numbers of reflection steps to ask it with."""
+    """A bundle and the numbers of reflection steps to ask it with; none: it zooms."""
 
     name: str
     bundle: Path
@@ -43,35 +49,69 @@ class Entry:
 
     @classmethod
     def parse(cls, text: str) -> Entry:
-        """`name=bundle:0,1,4`."""
+        """`name=bundle:0,1,4` or `name=bundle:zoom`."""
         name, _, rest = text.partition("=")
         bundle, _, steps = rest.rpartition(":")
-        return cls(name, Path(bundle), tuple(int(step) for step in steps.split(",")))
+        return cls(name, Path(bundle), () if steps == ZOOM else tuple(int(step) for step in steps.split(",")))
 
     def cells(self) -> list[str]:
         """One name for every number of steps."""
-        return [f"{self.name} K={steps}" for steps in self.steps]
+        return [f"{self.name} K={steps}" for steps in self.steps] or [self.name]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which of the questions a process asks: every `of`-th, from the `number`-th (1 ...) on."""
+
+    number: int = 1
+    of: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """`2/8`."""
+        number, _, of = text.partition("/")
+        return cls(int(number), int(of))
+
+    def has(self, place: int) -> bool:
+        """Whether the question at `place` (0 ...) is this process's."""
+        return place % self.of == self.number - 1
+
+    @property
+    def lines(self) -> str:
+        """The file of this part's answers."""
+        return f"answers-{self.number}-of-{self.of}.jsonl"
 
 
 def answers(model: Model, entry: Entry, item: Any, media: Path) -> dict[str, dict[str, Any]]:
-    """Each cell's chosen letter and decoder runs."""
+    """Each cell's chosen letter, decoder runs and seconds from the file to the letter."""
+    start = perf_counter()
+    if not entry.steps:
+        zoomed = zooming.answer(model, media, item.question.text, item.question.options)
+        seconds = perf_counter() - start
+        found = {"option": zoomed.option, "forwards": zoomed.forwards, "seconds": seconds, "reply": zoomed.reply}
+        return {entry.name: found}
     opened = model.open(str(media))
-    found = {}
+    opening, cells = perf_counter() - start, {}
     for steps, cell in zip(entry.steps, entry.cells(), strict=True):
+        start = perf_counter()
         answer = opened.ask(item.question.text, item.question.options, steps=steps)
-        found[cell] = {"option": answer.option, "forwards": answer.forwards}
-    return found
+        seconds = opening + perf_counter() - start
+        cells[cell] = {"option": answer.option, "forwards": answer.forwards, "seconds": seconds}
+    return cells
 
 
-def run(task: str, seed: int, limit: int, entries: list[Entry], out: Path) -> None:
+def run(
+    task: str, seed: int, limit: int, entries: list[Entry], out: Path, part: Part, device: Device
+) -> None:  # fmt: skip
     """Ask what is not answered yet, line by line."""
     out.mkdir(parents=True, exist_ok=True)
+    drop_cut_line(out / part.lines)
     done = {line["id"] for line in read(out)}
-    models = {entry.name: load(entry.bundle) for entry in entries}
+    models = {entry.name: load(entry.bundle, device=device) for entry in entries}
     bar = Bar(task, sys.stderr)
-    with (out / LINES).open("a", encoding="utf-8") as lines, tempfile.TemporaryDirectory() as scratch:
-        for number, item in enumerate(GENERATORS[task](seed, limit), 1):
-            if item.id in done:
+    with (out / part.lines).open("a", encoding="utf-8") as lines, tempfile.TemporaryDirectory() as scratch:
+        for place, item in enumerate(GENERATORS[task](seed, limit)):
+            if item.id in done or not part.has(place):
                 continue
             media = write_media(item, Path(scratch))
             cells: dict[str, Any] = {}
@@ -82,18 +122,22 @@ def run(task: str, seed: int, limit: int, entries: list[Entry], out: Path) -> No
             line = {"id": item.id, "label": question.label, "category": question.category, "cells": cells}
             lines.write(json.dumps(line) + "\n")
             lines.flush()
-            bar.update(number, limit)
+            bar.update(place + 1, limit)
     bar.clear()
 
 
-def read(out: Path) -> Iterator[dict[str, Any]]:
-    """Whole lines of an earlier run."""
-    file = out / LINES
+def drop_cut_line(file: Path) -> None:
+    """What a kill left of a question is asked again."""
     if file.is_file():
         text = file.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        file.write_text(whole, encoding="utf-8")  # a line cut short by a kill is asked again
-        yield from map(json.loads, whole.splitlines())
+        file.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+
+
+def read(out: Path) -> Iterator[dict[str, Any]]:
+    """Whole lines of an earlier run and of all parts."""
+    for file in sorted(out.glob("answers*.jsonl")):
+        text = file.read_text(encoding="utf-8")
+        yield from map(json.loads, text[: text.rfind("\n") + 1].splitlines())
 
 
 def summarise(lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -115,6 +159,7 @@ def _cell(
         "difference": float((right.astype(float) - hits[base]).mean()),
         "difference_interval_95": _bootstrap(right.astype(float) - hits[base]),
         "forwards": statistics.median(line["cells"][name]["forwards"] for line in lines),
+        "median_s": statistics.median(line["cells"][name]["seconds"] for line in lines),
         "by_category": {kind: float(right[categories == kind].mean()) for kind in sorted(set(categories))},
     }
 
@@ -135,13 +180,20 @@ def main() -> None:
     parser.add_argument("--task", choices=tuple(GENERATORS), default="needle-image")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--part", type=Part.parse, default=Part(), help="2/8: the second of eight processes")
+    parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    run(options.task, options.seed, options.limit, options.entries, options.out)
+    run(options.task, options.seed, options.limit, options.entries, options.out, options.part, options.device)
+    if options.part.of > 1:
+        return
     summary = summarise(list(read(options.out)))
     (options.out / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     for name, cell in summary.items():
         low, high = cell["interval_95"]
-        print(f"{name:18} {cell['accuracy']:6.1%} ({low:.1%} to {high:.1%})  {cell['difference']:+.1%}")
+        print(
+            f"{name:18} {cell['accuracy']:6.1%} ({low:.1%} to {high:.1%})  {cell['difference']:+.1%}  "
+            f"{cell['forwards']:.0f} runs  {cell['median_s']:.3f} s"
+        )
 
 
 if __name__ == "__main__":

@@ -39,6 +39,16 @@ def positions(lead: int, grid: tuple[int, int, int], tail: int, step: int) -> tu
     return torch.cat([text, visual], dim=1), branch
 
 
+def after_crop(branch: Tensor, start: int, rows: int, columns: int) -> Tensor:
+    """Positions of a branch [3, T] whose tokens from `start` on are a second picture of rows x columns tokens."""
+    end, first = start + rows * columns, int(branch[0, start])
+    down, across = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    moved = branch.clone()
+    moved[:, start:end] = first + torch.stack([torch.zeros_like(down), down, across]).flatten(1)
+    moved[:, end:] -= rows * columns - max(rows, columns)
+    return moved
+
+
 def rotary(language: Any, position: Tensor) -> Rotary:
     """Rotary tables of M-RoPE positions [3, T]."""
     device = language.rotary_emb.inv_freq.device

@@ -1,7 +1,7 @@
-"""What stages 1 and 2 and the plain baseline share: vision frozen, the decoder learns, one command each."""
+"""What stages 1 and 2 and both rivals share: vision frozen, the decoder learns, one command each."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,16 +10,17 @@ from torch import Tensor
 
 from .evaluate import HELD_OUT, report
 from .loop import Phase, Schedule, train
-from .losses import Reflecting, answer_only, reflecting
+from .losses import Parts, Reflecting, answer_only, reflecting, zooming
 from .model import save_model
 from .network import Network
 from .prompt import IMAGE, VIDEO
-from .scenes import REFLECTION, Batch, Plan
+from .scenes import ANSWER, PLACE, REFLECTION, ZOOMED, Batch, Plan, Turn
 from .stage0 import compile_layers, decoder_weights, save_run, start
 
 LARGE_IMAGES = ((1008, 1008), (1344, 784), (1344, 1008), (1008, 1344), (1568, 1120))
 SMALL_IMAGES = ((672, 560), (560, 672), (672, 672))
 FILMS = ((224, 224), (336, 224))
+OPEN_SHARE = 0.15  # of the questions want words, so that the words are not forgotten
 
 
 @dataclass(frozen=True)
@@ -34,60 +35,70 @@ STAGE_1 = Mixture(image_pixels=2**24, video_pixels=0)
 STAGE_2 = Mixture(image_pixels=2**23, video_pixels=2**25)  # images go on, so that one checkpoint keeps both
 
 
-def plans(mixture: Mixture, sizes: Sequence[tuple[int, int]], reflection: int) -> tuple[Plan, ...]:
+@dataclass(frozen=True)
+class Method:
+    """What a model learns from a batch. A step's px are shared out among `turns`, so every method sees as much."""
+
+    loss: Callable[[Network, Batch], tuple[Tensor, Parts]]
+    turns: tuple[Turn, ...] = (ANSWER,)
+    reflection: int = 0
+    evaluated: tuple[int, ...] = ()
+    """Numbers of latent steps that the evaluation at the end asks with."""
+
+
+PLAIN = Method(answer_only, evaluated=(0,))
+ZOOMING = Method(zooming, (PLACE, ZOOMED))
+
+
+def reflecting_with(how: Reflecting) -> Method:
+    """VisReflect's loss with these weights."""
+    return Method(lambda network, batch: reflecting(network, batch, how), (ANSWER,), REFLECTION, (0, 1, REFLECTION))
+
+
+def plans(mixture: Mixture, sizes: Sequence[tuple[int, int]], method: Method) -> tuple[Plan, ...]:
     """The batches of a step; a reflecting and a plain model draw the same scenes and questions."""
-    made = []
-    if mixture.image_pixels:
-        made.append(
-            Plan(IMAGE, tuple(sizes), 16, 10, cells=(8, 24), open_share=0.15, reflection=reflection,
-                 pixel_budget=mixture.image_pixels)
-        )  # fmt: skip
-    if mixture.video_pixels:
-        made.append(
-            Plan(VIDEO, FILMS, 16, 10, (16, 32, 48, 64, 96), open_share=0.15, reflection=reflection,
-                 pixel_budget=mixture.video_pixels)
-        )  # fmt: skip
+    made, share = [], len(method.turns)
+    for turn in method.turns:
+        if mixture.image_pixels:
+            made.append(
+                Plan(IMAGE, tuple(sizes), 16, 10, cells=(8, 24), open_share=OPEN_SHARE, reflection=method.reflection,
+                     turn=turn, pixel_budget=mixture.image_pixels // share)
+            )  # fmt: skip
+        if mixture.video_pixels:
+            made.append(
+                Plan(VIDEO, FILMS, 16, 10, (16, 32, 48, 64, 96), open_share=OPEN_SHARE, reflection=method.reflection,
+                     turn=turn, pixel_budget=mixture.video_pixels // share)
+            )  # fmt: skip
     return tuple(made)
 
 
-def run(description: str, mixture: Mixture, how: Reflecting | None, rate: float) -> None:
-    """Parse the command line, train, save, evaluate. `how` None: the plain baseline."""
-    options = _options(description, rate, how)
+def run(mixture: Mixture, method: Method, options: argparse.Namespace) -> None:
+    """Train, save, evaluate."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.compile:
         compile_layers()
     model, _, tokenizer = start(options.source, options.seed, device)
     network = Network(model, tokenizer)
     small, large = options.steps
-    reflection = REFLECTION if how else 0
     schedule = Schedule(
-        (
-            Phase(small, plans(mixture, SMALL_IMAGES, reflection)),
-            Phase(large, plans(mixture, LARGE_IMAGES, reflection)),
-        ),
+        (Phase(small, plans(mixture, SMALL_IMAGES, method)), Phase(large, plans(mixture, LARGE_IMAGES, method))),
         options.rate,
         seed=options.seed,
         seconds=options.seconds,
         workers=options.workers,
     )
-    if how:
-        how = Reflecting(options.align, options.teacher, options.latent, options.rollout)
-
-    def loss(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return reflecting(network, batch, how) if how else answer_only(network, batch)
-
-    train(decoder_weights(model), loss, schedule, tokenizer, options.out)
+    train(decoder_weights(model), lambda batch: method.loss(network, batch), schedule, tokenizer, options.out)
     save_run(options.out, model, None, tokenizer)
     if options.checkpoint:
         save_model(model, tokenizer, options.checkpoint)
     if options.batches:
         torch.compiler.set_stance("force_eager")
-        steps = [0, 1, REFLECTION] if how else [0]
-        report(network, options.out / "accuracy.jsonl", steps, options.batches, options.workers, HELD_OUT)
+        report(network, options.out / "accuracy.jsonl", method.evaluated, options.batches, options.workers, HELD_OUT)
 
 
-def _options(description: str, rate: float, how: Reflecting | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
+def arguments(description: str | None, rate: float) -> argparse.ArgumentParser:
+    """What every command takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="source", type=Path, required=True, help="folder of the stage before")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, nargs=2, default=(300, 700), help="over middling and large images")
@@ -98,9 +109,24 @@ def _options(description: str, rate: float, how: Reflecting | None) -> argparse.
     parser.add_argument("--batches", type=int, default=30, help="of the evaluation at the end")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpoint", type=Path, help="also write a Hugging Face checkpoint here")
-    if how:
-        parser.add_argument("--align", type=float, default=how.align)
-        parser.add_argument("--teacher", type=float, default=how.teacher)
-        parser.add_argument("--latent", type=float, default=how.latent)
-        parser.add_argument("--rollout", type=int, default=how.rollout)
-    return parser.parse_args()
+    return parser
+
+
+def run_stage(description: str | None, mixture: Mixture, how: Reflecting, rate: float) -> None:
+    """The command of stage 1 or 2."""
+    parser = arguments(description, rate)
+    parser.add_argument("--align", type=float, default=how.align)
+    parser.add_argument("--teacher", type=float, default=how.teacher)
+    parser.add_argument("--latent", type=float, default=how.latent)
+    parser.add_argument("--rollout", type=int, default=how.rollout)
+    options = parser.parse_args()
+    how = Reflecting(options.align, options.teacher, options.latent, options.rollout)
+    run(mixture, reflecting_with(how), options)
+
+
+def run_rival(description: str | None, method: Method) -> None:
+    """The command of a rival, over the mixture of either stage."""
+    parser = arguments(description, 5e-4)
+    parser.add_argument("--mixture", type=int, choices=(1, 2), required=True, help="the stage whose data it sees")
+    options = parser.parse_args()
+    run(STAGE_1 if options.mixture == 1 else STAGE_2, method, options)

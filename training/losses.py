@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .network import Network, Prefilled, put, take
 from .row import IGNORED
-from .scenes import REFLECTION, Batch
+from .scenes import PLACE, REFLECTION, Batch
 
 Parts = dict[str, Tensor]
 WORD_WEIGHT = 0.3
@@ -86,6 +86,23 @@ def reflecting(network: Network, batch: Batch, how: Reflecting) -> tuple[Tensor,
             own = 1 - F.cosine_similarity(take(hidden, batch.slots - 1).float(), target.float(), dim=-1).mean()
             total, parts["own"] = total + how.align * own, own.detach()
     return total, parts
+
+
+def zooming(network: Network, batch: Batch) -> tuple[Tensor, Parts]:
+    """The rival: cross-entropy of the place's text, or of the answer behind the crop, whichever the batch is of."""
+    with torch.no_grad():
+        visual = network.see(batch.pixels)
+    embeds = network.embed(batch.ids)
+    if batch.turn == PLACE:
+        hidden = network.branches(embeds, network.prefill(batch, visual))
+        loss = network.token_loss(hidden, batch.labels)
+        return loss, {"place": loss.detach(), "digits right": network.tokens_right(hidden, batch)}
+    with torch.no_grad():
+        crops = network.see(batch.crops)
+        crops = crops.view(*batch.ids.shape[:2], -1, crops.shape[-1])
+    hidden = network.branches(put(embeds, batch.slots, crops, crops.shape[2]), network.prefill(batch, visual))
+    loss = network.token_loss(hidden, batch.labels)
+    return loss, {"ce": loss.detach(), "right": network.letters_right(hidden, batch)}
 
 
 @torch.no_grad()

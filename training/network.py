@@ -12,7 +12,7 @@ from ..bench.needle.item import LETTERS
 from . import decoder, vision
 from .prompt import IMAGE, PREFIX
 from .row import IGNORED, token_id
-from .scenes import REFLECTION, Batch
+from .scenes import CELL, REFLECTION, ZOOMED, Batch
 
 TOKENS_PER_SECOND = 2  # positions a temporal grid row, second_per_grid being 1.0 as the authors leave it
 SCENE_PIXELS = 64 * 2**20  # frames are encoded this many px at a time where no gradient is kept
@@ -60,6 +60,9 @@ class Network:
         step = 0 if batch.kind == IMAGE else TOKENS_PER_SECOND
         grid = visual.shape[1] // (rows * columns), rows, columns
         prefix, branch = decoder.positions(len(lead), grid, batch.ids.shape[2], step)
+        if batch.turn == ZOOMED:
+            height, width = batch.crops.shape[2:4]
+            branch = decoder.after_crop(branch, int(batch.slots[0, 0]), height // CELL, width // CELL)
         cache = decoder.prefill(language, torch.cat([text, visual.to(text.dtype)], 1), decoder.rotary(language, prefix))
         mask = decoder.branch_mask(prefix.shape[1], batch.ids.shape[1], batch.ids.shape[2], self.device)
         return Prefilled(cache, decoder.rotary(language, branch), mask)
@@ -97,6 +100,14 @@ class Network:
         asked = torch.isin(wanted, self.letters)
         hits = self.letter_scores(hidden, batch.colon).argmax(-1) == batch.answer
         return hits[asked].float().mean()
+
+    @torch.no_grad()
+    def tokens_right(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Share of the labelled tokens that are the likeliest."""
+        wanted = batch.labels[..., 1:].flatten()
+        kept = (wanted != IGNORED).nonzero()[:, 0]
+        found = self.model.lm_head(hidden[..., :-1, :].flatten(0, -2)[kept]).argmax(-1)
+        return (found == wanted[kept]).float().mean()
 
     def reflect(self, embeds: Tensor, slots: Tensor, prefix: Prefilled, steps: int) -> Tensor:
         """Fill `steps` slots, first to last, each with the hidden state just before it, as at inference."""

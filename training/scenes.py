@@ -6,6 +6,7 @@ Batch `n` of a seed is always the same, whichever worker draws it, so training r
 from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,9 +25,16 @@ from .dense import image_labels, video_labels
 from .drill import drill_row
 from .prompt import IMAGE, Kind, asked, question_text, replied
 from .row import IGNORED, Row, token_id
+from .zoomed import place_row, zoomed_crop, zoomed_row
 
 CROP = 56  # px: the re-encoded crop is CROP x CROP, 2 x 2 merged tokens
+CELL = 28  # px of a merged token
 REFLECTION = 4  # <VR> slots in training, the crop's merged tokens
+
+Turn = Literal["answer", "place", "zoomed"]
+ANSWER: Turn = "answer"
+PLACE: Turn = "place"  # zooming's first pass: the reply is a box or a span
+ZOOMED: Turn = "zoomed"  # its second: the crop stands before the question
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Plan:
     hint_share: float = 0.0
     drill_share: float = 0.0
     reflection: int = 0
+    turn: Turn = ANSWER
     split: Split = "train"
     pixel_budget: int = 0  # px of all frames of a batch; caps `scenes` where not 0
 
@@ -56,7 +65,7 @@ class Batch:
     """One kind, one size. B scenes, F frames, Q questions, T branch tokens.
 
     pixels uint8 [B, F, H, W, 3]; ids, labels int64 [B, Q, T] (labels IGNORED where nothing is learnt);
-    crops uint8 [B * Q, 1, CROP, CROP, 3]; dense uint8 [B, grid, rows, columns, HEADS];
+    crops uint8 [B * Q, 1, CROP, CROP, 3] (zoomed: of zooming's size); dense uint8 [B, grid, rows, columns, HEADS];
     slots, colon int64 [B, Q]: index of the first <VR> and of the answer prefix's last token; answer [B, Q] (0..3);
     word: the answer's last token [B, Q], IGNORED in drills;
     category: names [B][Q].
@@ -73,6 +82,7 @@ class Batch:
     answer: Tensor
     word: Tensor
     category: list[list[str]]
+    turn: Turn = ANSWER
 
 
 class Batches(Dataset[Batch]):
@@ -98,7 +108,8 @@ def make_batch(plan: Plan, tokenizer: Tokenizer, random: Random) -> Batch:
         scenes = max(1, min(scenes, plan.pixel_budget // (size[0] * size[1] * count)))
     drawn = [_scene(random, plan, size, count) for _ in range(scenes)]
     asks = [question for _, questions, _, _ in drawn for question in questions]
-    rows = [_row(tokenizer, ask, plan, random) for ask in asks]
+    crops = [crop for _, _, crops, _ in drawn for crop in crops]
+    rows = [_row(tokenizer, ask, plan, random, crop) for ask, crop in zip(asks, crops, strict=True)]
     length = -(-max(len(row.ids) for row in rows) // 16) * 16
 
     def table(lists: Iterable[list[int]], fill: int) -> Tensor:
@@ -113,10 +124,10 @@ def make_batch(plan: Plan, tokenizer: Tokenizer, random: Random) -> Batch:
         torch.from_numpy(np.stack([pixels for pixels, _, _, _ in drawn])),
         table((row.ids for row in rows), token_id(tokenizer, "<|endoftext|>")),
         table((row.labels for row in rows), IGNORED),
-        torch.from_numpy(np.stack([crop for _, _, crops, _ in drawn for crop in crops])),
+        torch.from_numpy(np.stack(crops)),
         torch.from_numpy(np.stack([labels for _, _, _, labels in drawn])),
         slots, colon, answer, word,
-        [[ask.category for ask in questions] for _, questions, _, _ in drawn],
+        [[ask.category for ask in questions] for _, questions, _, _ in drawn], plan.turn,
     )  # fmt: skip
 
 
@@ -136,21 +147,31 @@ def _scene(random: Random, plan: Plan, size: tuple[int, int], count: int) -> Dra
         if len(questions) == plan.questions:
             break
     pixels = scene.pixels()[None] if isinstance(scene, ImageScene) else np.stack(list(scene.frames()))
+    if plan.turn == ZOOMED:
+        return pixels, questions, [zoomed_crop(pixels, question, random) for question in questions], labels
     return pixels, questions, [crop_around(pixels, question) for question in questions], labels
 
 
 def crop_around(pixels: NDArray[np.uint8], question: Question) -> NDArray[np.uint8]:
-    """The needle at the resolution it has, from the middle of its span: uint8 [1, CROP, CROP, 3]."""
+    """The needle at the resolution it has, from the middle of its span: uint8 [1, CROP, CROP, 3].
+
+    Cut where visual tokens meet, so that the crop's tokens show what four of the whole picture's do.
+    """
     frame: NDArray[np.uint8] = pixels[sum(question.span or (0, 0)) // 2]
     left, top = (
-        min(max((question.box[axis] + question.box[axis + 2] - CROP) // 2, 0), frame.shape[1 - axis] - CROP)
+        min(max(round((question.box[axis] + question.box[axis + 2] - CROP) / 2 / CELL) * CELL, 0),
+            frame.shape[1 - axis] - CROP)
         for axis in (0, 1)
-    )
+    )  # fmt: skip
     return frame[None, top : top + CROP, left : left + CROP]
 
 
-def _row(tokenizer: Tokenizer, ask: Question, plan: Plan, random: Random) -> Row:
+def _row(tokenizer: Tokenizer, ask: Question, plan: Plan, random: Random, crop: NDArray[np.uint8]) -> Row:
     """Branch ids, labels, index of the first <VR> and of the token before the answer."""
+    if plan.turn == PLACE:
+        return place_row(tokenizer, ask)
+    if plan.turn == ZOOMED:
+        return zoomed_row(tokenizer, ask, plan.kind, crop)
     draw = random.random()
     if draw >= 1 - plan.drill_share:
         return drill_row(tokenizer, random, plan.kind)

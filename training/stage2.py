@@ -3,8 +3,8 @@
 python -m reflectrt.training.stage2 --from STAGE1 --out FOLDER --checkpoint FOLDER
 """
 
-from .finetune import STAGE_2, run
+from .finetune import STAGE_2, run_stage
 from .losses import Reflecting
 
 if __name__ == "__main__":
-    run(__doc__ or "", STAGE_2, Reflecting(align=0.1, teacher=0.0, latent=1.0), 3e-4)
+    run_stage(__doc__, STAGE_2, Reflecting(align=0.1, teacher=0.0, latent=1.0), 3e-4)
