@@ -60,5 +60,5 @@ def _frame(medium: Path, number: int) -> Image.Image | None:
     with av.open(str(medium)) as film:
         for count, frame in enumerate(film.decode(video=0)):
             if count == number:
-                return frame.to_image()
+                return Image.fromarray(frame.to_ndarray(format="rgb24"))
     return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .evaluate import HELD_OUT, report
-from .loop import Phase, Schedule, train
+from .loop import Phase, Schedule, Source, train
 from .losses import Parts, Reflecting, answer_only, reflecting, zooming
 from .model import save_model
 from .network import Network
@@ -20,6 +20,7 @@ from .stage0 import compile_layers, decoder_weights, save_run, start
 LARGE_IMAGES = ((1008, 1008), (1344, 784), (1344, 1008), (1008, 1344), (1568, 1120))
 SMALL_IMAGES = ((672, 560), (560, 672), (672, 672))
 FILMS = ((224, 224), (336, 224))
+Sources = tuple[Source, ...]
 OPEN_SHARE = 0.15  # of the questions want words, so that the words are not forgotten
 
 
@@ -72,6 +73,21 @@ def plans(mixture: Mixture, sizes: Sequence[tuple[int, int]], method: Method) ->
     return tuple(made)
 
 
+def record_plans(mixture: Mixture, method: Method, file: Path, media: Path) -> Sources:
+    """The records of a file that fit the mixture, a plan for each kind."""
+    from .records import RecordPlan, read_records  # here, because machines that train on scenes have no PyAV
+
+    records = read_records(file, media)
+    wanted = [(IMAGE, mixture.image_pixels), (VIDEO, mixture.video_pixels)]
+    kinds = [tuple(record for record in records if record.kind == kind) for kind, pixels in wanted if pixels]
+    found = tuple(RecordPlan(each, method.reflection > 0) for each in kinds if each)
+    if not found:
+        raise SystemExit(
+            f"error: {file}: the records hold nothing that this stage learns from; stage 1 takes images only"
+        )
+    return found
+
+
 def run(mixture: Mixture, method: Method, options: argparse.Namespace) -> None:
     """Train, save, evaluate."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,9 +95,8 @@ def run(mixture: Mixture, method: Method, options: argparse.Namespace) -> None:
         compile_layers()
     model, _, tokenizer = start(options.source, options.seed, device)
     network = Network(model, tokenizer)
-    small, large = options.steps
     schedule = Schedule(
-        (Phase(small, plans(mixture, SMALL_IMAGES, method)), Phase(large, plans(mixture, LARGE_IMAGES, method))),
+        _phases(mixture, method, options),
         options.rate,
         seed=options.seed,
         seconds=options.seconds,
@@ -96,6 +111,14 @@ def run(mixture: Mixture, method: Method, options: argparse.Namespace) -> None:
         report(network, options.out / "accuracy.jsonl", method.evaluated, options.batches, options.workers, HELD_OUT)
 
 
+def _phases(mixture: Mixture, method: Method, options: argparse.Namespace) -> tuple[Phase, ...]:
+    small, large = options.steps
+    if options.records:
+        folder = options.media or options.records.parent
+        return (Phase(small + large, record_plans(mixture, method, options.records, folder)),)
+    return Phase(small, plans(mixture, SMALL_IMAGES, method)), Phase(large, plans(mixture, LARGE_IMAGES, method))
+
+
 def arguments(description: str | None, rate: float) -> argparse.ArgumentParser:
     """What every command takes."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,6 +129,8 @@ def arguments(description: str | None, rate: float) -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=0.0, help="stop after so long; 0: after the steps")
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--records", type=Path, help="JSON lines of Visual-CoT or of the authors, in place of scenes")
+    parser.add_argument("--media", type=Path, help="their folder (default: that of the records)")
     parser.add_argument("--batches", type=int, default=30, help="of the evaluation at the end")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpoint", type=Path, help="also write a Hugging Face checkpoint here")

@@ -6,25 +6,32 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from .scenes import Batch, Batches, Plan
+from .scenes import Batch
 
 Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
 SHARD = 14 * 2**20  # bytes of a resume file's part
 
 
+class Source(Protocol):
+    """Where batches come from: scenes or records."""
+
+    def batches(self, tokenizer: Tokenizer, seed: int, first: int, count: int) -> Dataset[Batch]:
+        """Batches `first` to `first + count` of a seed, always the same."""
+
+
 @dataclass(frozen=True)
 class Phase:
-    """`steps` steps, each over one batch of every plan."""
+    """`steps` steps, each over one batch of every source."""
 
     steps: int
-    plans: tuple[Plan, ...]
+    sources: tuple[Source, ...]
 
 
 @dataclass(frozen=True)
@@ -100,22 +107,22 @@ def _step(
 
 
 def _steps(schedule: Schedule, tokenizer: Tokenizer, done: int) -> Iterator[tuple[int, list[Batch]]]:
-    """Step numbers from `done` on and a batch of every plan."""
+    """Step numbers from `done` on and a batch of every source."""
     first = 0
     for phase in schedule.phases:
         begin = max(first, done)
         count = first + phase.steps - begin
         if count > 0:
-            loaders = [load(plan, tokenizer, schedule.seed, begin, count, schedule.workers) for plan in phase.plans]
+            loaders = [load(each, tokenizer, schedule.seed, begin, count, schedule.workers) for each in phase.sources]
             for number, batches in enumerate(zip(*loaders, strict=True)):
                 yield begin + number, list(batches)
         first += phase.steps
 
 
-def load(plan: Plan, tokenizer: Tokenizer, seed: int, first: int, count: int, workers: int) -> DataLoader[Batch]:
+def load(source: Source, tokenizer: Tokenizer, seed: int, first: int, count: int, workers: int) -> DataLoader[Batch]:
     """Batches in order, drawn by `workers` processes (0: here)."""
     return DataLoader(
-        Batches(plan, tokenizer, seed, first, count), batch_size=None, num_workers=workers,
+        source.batches(tokenizer, seed, first, count), batch_size=None, num_workers=workers,
         prefetch_factor=3 if workers else None,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .network import Network, Prefilled, put, take
 from .row import IGNORED
-from .scenes import PLACE, REFLECTION, Batch
+from .scenes import PLACE, Batch
 
 Parts = dict[str, Tensor]
 WORD_WEIGHT = 0.3
@@ -20,7 +20,7 @@ class Reflecting:
     """VisReflect's loss. The paper: align 0.1; teacher 1, latent 0 for images, teacher 0, latent 1 for video.
 
     rollout: passes that make the latent states. 1 is the paper's: all slots at once from the pass with crops in
-    the slots. REFLECTION passes make them one by one, exactly as inference does.
+    the slots. As many passes as there are slots make them one by one, exactly as inference does.
     """
 
     align: float = 0.1
@@ -66,24 +66,24 @@ def reflecting(network: Network, batch: Batch, how: Reflecting) -> tuple[Tensor,
     """Stages 1 and 2: pull hidden states to the crop's embeddings, and answer from crops or from hidden states."""
     with torch.no_grad():
         visual = network.see(batch.pixels)
-        target = network.see(batch.crops).view(*batch.ids.shape[:2], REFLECTION, -1)
+        target = network.see(batch.crops).view(*batch.ids.shape[:2], -1, visual.shape[-1])
     prefix = network.prefill(batch, visual)
     embeds = network.embed(batch.ids)
     hidden = network.branches(put(embeds, batch.slots, target), prefix)
-    align = 1 - F.cosine_similarity(take(hidden, batch.slots - 1).float(), target.float(), dim=-1).mean()
+    align = _distance(hidden, batch.slots, target)
     parts = {"align": align.detach()}
     total = how.align * align
     if how.teacher:
         taught = network.token_loss(hidden, batch.labels)
         total, parts["ce"] = total + how.teacher * taught, taught.detach()
     if how.latent:
-        states = _latent_states(network, batch, prefix, embeds, hidden, how.rollout)
+        states = _latent_states(network, batch, prefix, embeds, hidden, target.shape[2], how.rollout)
         hidden = network.branches(put(embeds, batch.slots, states), prefix)
         latent = network.token_loss(hidden, batch.labels)
         total, parts["latent"] = total + how.latent * latent, latent.detach()
         parts["right"] = network.letters_right(hidden, batch)
         if how.rollout > 1:  # on its own path too, the states must stay near the crop
-            own = 1 - F.cosine_similarity(take(hidden, batch.slots - 1).float(), target.float(), dim=-1).mean()
+            own = _distance(hidden, batch.slots, target)
             total, parts["own"] = total + how.align * own, own.detach()
     return total, parts
 
@@ -100,17 +100,25 @@ def zooming(network: Network, batch: Batch) -> tuple[Tensor, Parts]:
     with torch.no_grad():
         crops = network.see(batch.crops)
         crops = crops.view(*batch.ids.shape[:2], -1, crops.shape[-1])
-    hidden = network.branches(put(embeds, batch.slots, crops, crops.shape[2]), network.prefill(batch, visual))
+    hidden = network.branches(put(embeds, batch.slots, crops), network.prefill(batch, visual))
     loss = network.token_loss(hidden, batch.labels)
     return loss, {"ce": loss.detach(), "right": network.letters_right(hidden, batch)}
 
 
+def _distance(hidden: Tensor, slots: Tensor, target: Tensor) -> Tensor:
+    """1 - mean cosine between the states just before the slots and the slots' own crop embeddings [B, Q, N, D]."""
+    states = take(hidden, slots - 1, target.shape[2])
+    return 1 - F.cosine_similarity(states.float(), target.float(), dim=-1).mean()
+
+
 @torch.no_grad()
 def _latent_states(
-    network: Network, batch: Batch, prefix: Prefilled, embeds: Tensor, hidden: Tensor, rollout: int
+    network: Network, batch: Batch, prefix: Prefilled, embeds: Tensor, hidden: Tensor, count: int, rollout: int
 ) -> Tensor:
-    """Detached hidden states [B, Q, REFLECTION, D] for the slots."""
+    """Detached hidden states [B, Q, count, D] for the slots; those behind the roll-out are the one-pass ones."""
+    states = take(hidden, batch.slots - 1, count).detach()
     if rollout == 1:
-        return take(hidden, batch.slots - 1).detach()
-    filled = network.reflect(embeds.detach(), batch.slots, prefix, rollout)
-    return take(filled, batch.slots)
+        return states
+    rolled = min(rollout, count)
+    filled = network.reflect(put(embeds.detach(), batch.slots, states), batch.slots, prefix, rolled)
+    return take(filled, batch.slots, count)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from .initial import initialise_decoder
 from .row import token_id
-from .tokens import SPECIAL_TOKENS
+from .tokens import REFLECTION_TOKENS, SPECIAL_TOKENS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # preprocessor_config.json of Qwen2.5-VL
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -110,9 +110,28 @@ def new_model(sizes: SmallModel, tokenizer: Tokenizer, seed: int) -> Any:
 
 
 def load_model(folder: Path) -> tuple[Any, Tokenizer]:
-    """Open a checkpoint in Hugging Face format, the small one or a published one, as float32."""
+    """Open a checkpoint in Hugging Face format, the small one or a published one, as float32.
+
+    A plain Qwen2.5-VL gets the three tokens of reflection.
+    """
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if tokenizer.token_to_id(REFLECTION_TOKENS[0]) is None:
+        add_reflection(model, tokenizer)
+    return model, tokenizer
+
+
+@torch.no_grad()
+def add_reflection(model: Any, tokenizer: Tokenizer) -> None:
+    """Give a plain model the three tokens; their rows start at the mean of the old ones, as the authors' do."""
+    old = tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in REFLECTION_TOKENS])
+    ids = [token_id(tokenizer, name) for name in REFLECTION_TOKENS]
+    if max(ids) >= model.config.text_config.vocab_size:
+        model.resize_token_embeddings(max(ids) + 1)
+    for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+        table[ids] = table[:old].mean(0)
+    model.config.vtk_start_id, model.config.vtk_id, model.config.vtk_end_id = ids
 
 
 def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:

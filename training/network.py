@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..bench.needle.item import LETTERS
 from . import decoder, vision
+from .dense import CELL
 from .prompt import IMAGE, PREFIX
 from .row import IGNORED, token_id
-from .scenes import CELL, REFLECTION, ZOOMED, Batch
+from .scenes import ZOOMED, Batch
 
 TOKENS_PER_SECOND = 2  # positions a temporal grid row, second_per_grid being 1.0 as the authors leave it
 SCENE_PIXELS = 64 * 2**20  # frames are encoded this many px at a time where no gradient is kept
@@ -107,23 +108,24 @@ class Network:
         wanted = batch.labels[..., 1:].flatten()
         kept = (wanted != IGNORED).nonzero()[:, 0]
         found = self.model.lm_head(hidden[..., :-1, :].flatten(0, -2)[kept]).argmax(-1)
-        return (found == wanted[kept]).float().mean()
+        share: Tensor = (found == wanted[kept]).float().mean()
+        return share
 
     def reflect(self, embeds: Tensor, slots: Tensor, prefix: Prefilled, steps: int) -> Tensor:
         """Fill `steps` slots, first to last, each with the hidden state just before it, as at inference."""
         for step in range(steps):
             hidden = self.branches(embeds, prefix)
-            embeds = put(embeds, slots + step, take(hidden, slots + step - 1, 1), 1)
+            embeds = put(embeds, slots + step, take(hidden, slots + step - 1, 1))
         return embeds
 
 
-def take(hidden: Tensor, start: Tensor, count: int = REFLECTION) -> Tensor:
+def take(hidden: Tensor, start: Tensor, count: int) -> Tensor:
     """`count` rows of [B, Q, T, D] from `start` [B, Q] on: [B, Q, count, D]."""
     index = start[..., None] + torch.arange(count, device=start.device)
     return hidden.gather(2, index[..., None].expand(-1, -1, -1, hidden.shape[-1]))
 
 
-def put(embeds: Tensor, start: Tensor, rows: Tensor, count: int = REFLECTION) -> Tensor:
+def put(embeds: Tensor, start: Tensor, rows: Tensor) -> Tensor:
     """A copy of [B, Q, T, D] with `rows` [B, Q, count, D] written from `start` [B, Q] on."""
-    index = start[..., None] + torch.arange(count, device=start.device)
+    index = start[..., None] + torch.arange(rows.shape[2], device=start.device)
     return embeds.scatter(2, index[..., None].expand(-1, -1, -1, embeds.shape[-1]), rows.to(embeds.dtype))

@@ -21,14 +21,13 @@ from ..bench.needle.film_questions import video_questions
 from ..bench.needle.item import LETTERS, Question
 from ..bench.needle.picture import ImageScene, image_scene
 from ..bench.needle.picture_questions import image_questions
-from .dense import image_labels, video_labels
+from .dense import CELL, image_labels, video_labels
 from .drill import drill_row
 from .prompt import IMAGE, Kind, asked, question_text, replied
 from .row import IGNORED, Row, token_id
 from .zoomed import place_row, zoomed_crop, zoomed_row
 
 CROP = 56  # px: the re-encoded crop is CROP x CROP, 2 x 2 merged tokens
-CELL = 28  # px of a merged token
 REFLECTION = 4  # <VR> slots in training, the crop's merged tokens
 
 Turn = Literal["answer", "place", "zoomed"]
@@ -59,13 +58,18 @@ class Plan:
     split: Split = "train"
     pixel_budget: int = 0  # px of all frames of a batch; caps `scenes` where not 0
 
+    def batches(self, tokenizer: Tokenizer, seed: int, first: int, count: int) -> Dataset["Batch"]:
+        """Batches `first` to `first + count` of a seed."""
+        return Batches(self, tokenizer, seed, first, count)
+
 
 @dataclass(frozen=True)
 class Batch:
     """One kind, one size. B scenes, F frames, Q questions, T branch tokens.
 
     pixels uint8 [B, F, H, W, 3]; ids, labels int64 [B, Q, T] (labels IGNORED where nothing is learnt);
-    crops uint8 [B * Q, 1, CROP, CROP, 3] (zoomed: of zooming's size); dense uint8 [B, grid, rows, columns, HEADS];
+    crops uint8 [B * Q, 1, CROP, CROP, 3] (zoomed: of zooming's size; records: of any);
+    dense uint8 [B, grid, rows, columns, HEADS];
     slots, colon int64 [B, Q]: index of the first <VR> and of the answer prefix's last token; answer [B, Q] (0..3);
     word: the answer's last token [B, Q], IGNORED in drills;
     category: names [B][Q].

@@ -79,7 +79,7 @@ def test_a_batch_is_what_its_number_says(tokenizer):
     first, again = (make_batch(IMAGES, tokenizer, Random("x")) for _ in range(2))
     assert torch.equal(first.pixels, again.pixels) and torch.equal(first.ids, again.ids)
     token = tokenizer.token_to_id
-    assert (take(first.ids[..., None], first.slots)[..., 0] == token("<VR>")).all()
+    assert (take(first.ids[..., None], first.slots, 4)[..., 0] == token("<VR>")).all()
     assert (take(first.ids[..., None], first.colon, 1) == token(":")).all()
     assert not (first.labels == token("<VR>")).any()
     assert (first.labels[..., 0] == IGNORED).all()
@@ -140,8 +140,8 @@ def test_rollout_fills_slots_as_inference_does(network, tokenizer):
         embeds = network.embed(batch.ids)
         filled = network.reflect(embeds, batch.slots, prefix, 4)
         hidden = network.branches(filled, prefix)
-    assert torch.allclose(take(filled, batch.slots), take(hidden, batch.slots - 1), atol=1e-5)
-    assert torch.equal(put(filled, batch.slots, take(embeds, batch.slots)), embeds)
+    assert torch.allclose(take(filled, batch.slots, 4), take(hidden, batch.slots - 1, 4), atol=1e-5)
+    assert torch.equal(put(filled, batch.slots, take(embeds, batch.slots, 4)), embeds)
 
 
 def test_resumed_training_ends_at_the_same_weights(tokenizer, tmp_path):
