@@ -4,7 +4,8 @@
     recorder.py   an engine and a clock that remember what ran when: spans
     scenario.py   one round: a cold question, a follow-up, a free text
     stages.py     spans -> seconds of each stage, percentiles
-    shapes.py     an ONNX graph at given input sizes: every tensor's shape
+    graph.py      an ONNX graph without its weights
+    shapes.py     walked at given input sizes: every tensor's shape, by the operators' rules (shape_rules.py)
     work.py       operations and bytes counted from that
     ceilings.py   what the device can do at most, through the same library
     memory.py     peaks, weights, cache; which context would fit

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 
 from ...runtime.bundle import Bundle
-from . import shapes
+from .graph import Graph, read
 from .recorder import GraphRun
 from .report import Ceilings, StageWork
 from .stages import Sample
@@ -23,7 +23,7 @@ class Counter:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._graphs: dict[str, shapes.Graph] = {}
+        self._graphs: dict[str, Graph] = {}
         self._known: dict[object, Work] = {}
         self.unknown: set[str] = set()
         """Operators without a rule: their work is missing."""
@@ -39,9 +39,9 @@ class Counter:
             self.unknown |= unknown
         return self._known[key]
 
-    def _graph(self, name: str) -> shapes.Graph:
+    def _graph(self, name: str) -> Graph:
         if name not in self._graphs:
-            self._graphs[name] = shapes.read(self._bundle.file(self._bundle.manifest.graphs[name].file))
+            self._graphs[name] = read(self._bundle.file(self._bundle.manifest.graphs[name].file))
         return self._graphs[name]
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass
 
-from .shapes import Graph, Step, walk
+from .graph import Graph, Step
+from .shapes import walk
 
 CACHE = ("key_cache", "value_cache")  # how the contract's cache ports begin
 

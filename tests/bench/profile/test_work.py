@@ -4,7 +4,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from reflectrt.bench.profile.shapes import from_model, read, walk
+from reflectrt.bench.profile.graph import from_model, read
+from reflectrt.bench.profile.shapes import walk
 from reflectrt.bench.profile.work import Work, count
 
 F32 = TensorProto.FLOAT
@@ -153,7 +154,7 @@ def test_a_bundles_decoder_by_the_models_sizes(exports):
 
 @pytest.mark.parametrize("name", ["vision", "embed", "decoder", "head"])
 def test_every_operator_of_a_bundle_has_a_rule(exports, name):
-    from reflectrt.bench.profile.shapes import RULES
+    from reflectrt.bench.profile.shape_rules import RULES
 
     model = onnx.load(str(exports.bundle() / f"{name}.onnx"), load_external_data=False)
     assert {node.op_type for node in model.graph.node} <= set(RULES)
