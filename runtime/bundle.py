@@ -34,7 +34,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     sha256: str
-    """Of the manifest, which names the hash of every other file: it identifies the whole bundle."""
+    """Of the manifest, which names the hash of every other file: it identifies the whole bundle (`identity`)."""
 
     def file(self, name: str) -> Path:
         """Path of one of the bundle's files."""
@@ -52,7 +52,7 @@ def open_bundle(path: str | Path, progress: Progress | None = None) -> Bundle:
     _check_names(manifest)
     _check_files(folder, manifest.files, progress)
     _check_graphs(manifest)
-    return Bundle(folder, manifest, hashlib.sha256(text.encode()).hexdigest())
+    return Bundle(folder, manifest, manifests.identity(text))
 
 
 def _read_manifest(folder: Path) -> str:

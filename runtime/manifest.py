@@ -6,6 +6,7 @@ wrong type is an error that names it. Facts come from here, never from a file na
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from string import ascii_uppercase
@@ -186,6 +187,15 @@ class Manifest:
 def dump(manifest: Manifest) -> str:
     """The manifest as JSON text."""
     return json.dumps(asdict(manifest), indent=1, sort_keys=False) + "\n"
+
+
+def identity(text: str) -> str:
+    """SHA-256 (hex) of a manifest's JSON without its verification, in one fixed form.
+
+    It tells what a bundle computes with: the same files and facts are the same, whatever was found out about them.
+    """
+    facts = json.loads(text) | {"verification": None}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def parse(text: str) -> Manifest:

@@ -71,8 +71,15 @@ def flip(file: Path) -> None:
 
 def test_a_whole_bundle_opens(folder: Path) -> None:
     opened = open_bundle(folder)
-    assert opened.sha256 == hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
     assert opened.file(WEIGHTS).read_bytes().startswith(WEIGHTS.encode())
+
+
+def test_a_bundle_stays_the_same_when_it_is_verified_and_is_another_with_other_facts(folder: Path) -> None:
+    before = open_bundle(folder).sha256
+    change(folder, lambda data: data.update(verification={"passed": True, "figures": {"cosine": 1.0}}))
+    assert open_bundle(folder).sha256 == before
+    change(folder, lambda data: data["model"].update(max_context=1234))
+    assert open_bundle(folder).sha256 != before
 
 
 def test_progress_counts_all_bytes(folder: Path) -> None:
