@@ -42,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-context",
         metavar="N",
         type=positive,
-        default=32_768,
-        help="tokens that prompt and answer may fill (default: %(default)s)",
+        help="tokens that prompt and answer may fill (default: 32768, or the checkpoint's own where that is less)",
     )
     parser.add_argument("--no-verify", action="store_true", help="skip the comparison with PyTorch after the export")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")

@@ -58,6 +58,8 @@ class Progress(Protocol):
         """So many of the weights' bytes are written."""
 
 
+DEFAULT_CONTEXT = 32_768
+"""Tokens, where the checkpoint has as many: 128,000 would cost a 7B model 7 GB of KV cache to fill."""
 MIN_CONTEXT = 1024
 """Tokens: a picture, a question and its answer, and what the comparison with PyTorch asks."""
 
@@ -68,7 +70,8 @@ class ExportPlan:
 
     target: str = "cpu"
     precision: str = "fp32"
-    max_context: int = 32_768
+    max_context: int | None = None
+    """Tokens that prompt and answer may fill; None takes DEFAULT_CONTEXT, or the checkpoint's own if less."""
     recipe: Recipe | None = None
     """How to quantize; None leaves the checkpoint's weights as they are."""
 
@@ -127,13 +130,13 @@ def export_bundle(
     """
     target = _target(plan)
     dtype = target.precisions[plan.precision]
-    recipe = _recipe(checkpoint, plan)
+    context, recipe = _context(checkpoint, plan), _recipe(checkpoint, plan)
     weight_bytes = stored_bytes(checkpoint.tensors, recipe, dtype.itemsize)
     with staged(folder, needed_bytes=int(1.02 * weight_bytes) + 2**26, force=force) as staging:
         writer = _GraphWriter(checkpoint, staging, target, dtype, recipe, progress, weight_bytes)
         graphs = writer.write_all()
         progress.stage("hash")
-        manifest = _manifest(checkpoint, replace(plan, recipe=recipe), graphs, staging)
+        manifest = _manifest(checkpoint, replace(plan, recipe=recipe), context, graphs, staging)
         _write_manifest(staging, manifest)
         if check:
             progress.stage("verify")
@@ -150,9 +153,21 @@ def _target(plan: ExportPlan) -> Target:
         raise ExportError(
             f"target {plan.target} does not run {plan.precision} yet; choose from {', '.join(target.precisions)}"
         )
-    if plan.max_context < MIN_CONTEXT:
+    if plan.max_context is not None and plan.max_context < MIN_CONTEXT:
         raise ExportError(f"--max-context {plan.max_context} has no room for a picture; pass {MIN_CONTEXT} or more")
     return target
+
+
+def _context(checkpoint: Checkpoint, plan: ExportPlan) -> int:
+    """Tokens of the bundle's context."""
+    own = checkpoint.text.max_positions
+    if plan.max_context is None:
+        return min(DEFAULT_CONTEXT, own)
+    if plan.max_context > own:
+        raise ExportError(
+            f"--max-context {plan.max_context} is more than the checkpoint was made for; pass {own} or less"
+        )
+    return plan.max_context
 
 
 def _recipe(checkpoint: Checkpoint, plan: ExportPlan) -> Recipe | None:
@@ -241,7 +256,9 @@ class _GraphWriter:
         self.progress.weights(self.done, self.total)
 
 
-def _manifest(checkpoint: Checkpoint, plan: ExportPlan, graphs: dict[str, GraphEntry], folder: Path) -> Manifest:
+def _manifest(
+    checkpoint: Checkpoint, plan: ExportPlan, context: int, graphs: dict[str, GraphEntry], folder: Path
+) -> Manifest:
     target = TARGETS[plan.target]
     (folder / TOKENIZER).write_bytes((checkpoint.path / TOKENIZER).read_bytes())
     return Manifest(
@@ -250,7 +267,7 @@ def _manifest(checkpoint: Checkpoint, plan: ExportPlan, graphs: dict[str, GraphE
         target=plan.target,
         precision=plan.precision,
         activation=ACTIVATIONS[target.precisions[plan.precision]],
-        model=_model_facts(checkpoint, plan.max_context, plan.recipe),
+        model=_model_facts(checkpoint, context, plan.recipe),
         prompt=prompt_tokens(checkpoint.tokens, checkpoint.tokenizer()),
         reflection=_reflection(checkpoint),
         image=_image(checkpoint),
@@ -280,7 +297,7 @@ def _model_facts(checkpoint: Checkpoint, max_context: int, recipe: Recipe | None
         merge=vision.merge,
         window=vision.window,
         tokens_per_second=vision.tokens_per_second,
-        max_context=min(max_context, text.max_positions),
+        max_context=max_context,
         cache_dtype="int8" if recipe and recipe.kv_cache else "float",
     )
 

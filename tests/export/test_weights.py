@@ -109,6 +109,7 @@ def test_a_weight_that_the_checkpoint_lacks_stops_the_export(
         (ExportPlan(precision="fp16"), "target cpu does not run fp16 yet.*fp32"),
         (ExportPlan(precision="int8"), "int8 needs the ranges of activations.*--recipe"),
         (ExportPlan(max_context=0), "--max-context 0"),
+        (ExportPlan(max_context=128_001), "--max-context 128001 is more .* pass 128000 or less"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_at_once(
