@@ -15,7 +15,7 @@ from typing import Any
 
 from ..calibration.samples import SAMPLES, Sample, parse_sample
 from ..calibration.statistics import wilson
-from ..runtime.errors import MediaError, UsageError
+from ..runtime.errors import LimitError, MediaError, UsageError
 from ..runtime.session import Model
 from . import needle
 from .needle.write import sample_line, write_media
@@ -123,11 +123,12 @@ def _prediction(file: Path, number: int, line: str) -> Prediction:
 
 
 def predict(model: Model, sample: Sample, steps: int | None) -> Prediction:
-    """Ask one question of freshly opened media; media that cannot be read are a wrong answer."""
+    """Ask one question of freshly opened media; media that cannot be read, or are too large, are a wrong answer."""
     try:
-        answer = model.open(*sample.media).ask(sample.question, sample.options, steps=steps)
-    except MediaError as error:
+        session = model.open(*sample.media)
+    except (LimitError, MediaError) as error:
         return Prediction(sample.id, "", sample.label, sample.category, {}, 0.0, 0, str(error))
+    answer = session.ask(sample.question, sample.options, steps=steps)
     return Prediction(
         id=sample.id,
         prediction=answer.option or "",

@@ -16,7 +16,7 @@ from ..runtime import contract
 from ..runtime.bundle import open_bundle
 from ..runtime.engine import Array, Buffer
 from ..runtime.engines.onnxruntime import OrtCpuEngine, OrtGraph
-from ..runtime.errors import MediaError, ReflectRTError
+from ..runtime.errors import LimitError, MediaError, ReflectRTError
 from ..runtime.session import Model, Session
 from .samples import Sample
 
@@ -93,7 +93,7 @@ def ask_all(bundle: Path, samples: Sequence[Sample], how: Asking) -> Iterator[As
     for number, sample in enumerate(samples):
         try:
             yield _ask(model, engine, sample, how, number)
-        except MediaError as error:
+        except (LimitError, MediaError) as error:
             yield Asked(None, (), 0.0, None, None, str(error))
 
 

@@ -32,7 +32,7 @@ from ..export.recipe import (
 from ..runtime import contract
 from ..runtime.bundle import open_bundle
 from ..runtime.contract import cache_names, cache_output
-from ..runtime.errors import BundleError, MediaError, NumericError, UsageError
+from ..runtime.errors import BundleError, LimitError, MediaError, NumericError, UsageError
 from ..runtime.options import MediaOptions
 from ..runtime.session import Model
 from .observations import Array, Observations, load, save
@@ -229,7 +229,7 @@ def _check_readable(model: Model, samples: Sequence[Sample], settings: Settings)
         for path in sample.media:
             try:
                 model.open_medium(path, options)
-            except MediaError as error:
+            except (LimitError, MediaError) as error:
                 bad.append(f"{sample.id} ({error})")
     if bad:
         raise MediaError(f"{len(bad)} samples cannot be read: {'; '.join(bad[:5])}; mend or remove them")
@@ -241,5 +241,5 @@ def _ask(model: Model, sample: Sample, settings: Settings) -> None:
     try:
         session = model.open(*sample.media, max_frames=settings.max_frames)
         session.ask(sample.question, sample.options, reflect=reflect, max_new_tokens=FREE_TEXT_TOKENS)
-    except MediaError as error:
+    except (LimitError, MediaError) as error:
         raise MediaError(f"sample {sample.id}: {error}; mend or remove it, then run the same command again") from None

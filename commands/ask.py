@@ -90,7 +90,7 @@ def _add_free_text(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         help="sample among the likeliest tokens that sum to P (default: 1)",
     )
-    add("--seed", metavar="N", type=int, default=0, help="seed of sampling (default: 0)")
+    add("--seed", metavar="N", type=count, default=0, help="seed of sampling (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -128,11 +128,11 @@ def _open_session(
     model: Model, arguments: argparse.Namespace, questions: Sequence[Question], options: AskOptions
 ) -> Session:
     # Which prompt a medium gets is known once it is open; the longer of the two is room enough.
-    reserve = max(model.tokens_needed(q, kind, options) for q in questions for kind in ("image", "video"))
+    needs = [model.need(question, kind, options) for question in questions for kind in ("image", "video")]
     with show_tokens() as progress:
         return model.open(
             *arguments.media,
-            reserve_tokens=reserve,
+            reserve_tokens=max(needs, key=lambda need: need.total),
             progress=progress,
             fps=arguments.fps,
             max_frames=arguments.max_frames,

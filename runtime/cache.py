@@ -39,8 +39,8 @@ class KVCache:
         wanted, limit = self.length + tokens, self._model.max_context
         if wanted > limit:
             raise LimitError(
-                f"the context holds {limit} tokens and is full; use a smaller --max-new-tokens, --max-frames or "
-                "--max-pixels, or export with a larger --max-context"
+                f"the context holds {limit} tokens and is full; pass a smaller --max-new-tokens, "
+                "or export with a larger --max-context"
             )
         if wanted <= self.capacity:
             return

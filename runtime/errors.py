@@ -17,8 +17,8 @@ class MediaError(ReflectRTError):
     """A file that is missing, is not the media it claims to be, or cannot be decoded."""
 
 
-class LimitError(MediaError):
-    """A medium or request larger than a limit; the message names the limit and a value that fits."""
+class LimitError(ReflectRTError):
+    """A medium or request larger than a limit; the message names the limit and the setting that changes the need."""
 
 
 class BundleError(ReflectRTError):

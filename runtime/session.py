@@ -12,9 +12,9 @@ import numpy as np
 from .answer import Answer, MediaReport, letter
 from .bundle import TOKENIZER, Bundle
 from .clock import Clock
-from .context import check_media_fit
+from .context import Need, check_media_fit, check_question_fit
 from .engine import Array, Engine
-from .errors import BundleError, LimitError, MediaError, UsageError
+from .errors import BundleError, MediaError, UsageError
 from .generate import Plan, Token, answer_choice, answer_freely
 from .manifest import Manifest
 from .media import ImageBudget, Media, MediaLimits, PatchLayout, VideoBudget, open_media
@@ -49,14 +49,15 @@ class Model:
     def open(
         self,
         *media: str | Path | Media,
-        reserve_tokens: int = RESERVE_TOKENS,
+        reserve_tokens: int | Need = RESERVE_TOKENS,
         progress: Callable[[int, int], None] | None = None,
         **options: object,
     ) -> Session:
         """Read media (paths, or any `Media`) into a session; options are the fields of `MediaOptions`.
 
-        `progress` is called with visual tokens done and in all. Raises MediaError, LimitError (longer than the context:
-        refused before any pixel is decoded) and ResourceError.
+        `reserve_tokens` is room for a question and its answer (`need` says how much one takes). `progress` is called
+        with visual tokens done and in all. Raises MediaError, LimitError (longer than the context: refused before any
+        pixel is decoded) and ResourceError.
         """
         if not media:
             raise UsageError("no medium to open; pass the path of a video or image")
@@ -64,19 +65,24 @@ class Model:
         clock = self.make_clock()
         with clock.stage("read"):
             opened = [self.open_medium(m, chosen) if isinstance(m, (str, Path)) else m for m in media]
-        return Session(self, opened, chosen, reserve_tokens, clock, progress)
+        need = reserve_tokens if isinstance(reserve_tokens, Need) else Need(reserve_tokens)
+        return Session(self, opened, chosen, need, clock, progress)
 
-    def tokens_needed(self, question: Question, kind: MediaKind, options: AskOptions) -> int:
+    def need(self, question: Question, kind: MediaKind, options: AskOptions) -> Need:
         """Tokens that a question and its answer take behind the medium."""
         steps = reflection_steps(self.manifest, kind, options)
-        text = len(self._question_ids(question, kind))
-        answer = len(self.manifest.prompt.answer_prefix) if question.options else options.max_new_tokens
-        return text + answer + steps + 2
+        text = len(self._question_ids(question, kind)) + 2  # and `<BOR>` and `<EOR>`
+        if question.options:
+            return Need(text + len(self.manifest.prompt.answer_prefix), steps)
+        return Need(text, steps, options.max_new_tokens)
 
     def open_medium(self, path: str | Path, options: MediaOptions) -> Media:
         """A file as this model sees it: its size in tokens is known, its pixels are not read yet."""
         manifest = self.manifest
         model, image, video = manifest.model, manifest.image, manifest.video
+        least = (model.patch * model.merge) ** 2
+        if options.max_pixels is not None and options.max_pixels < least:
+            raise UsageError(f"max_pixels is {options.max_pixels}; pass {least} (one token) or more")
         return open_media(
             Path(path),
             layout=PatchLayout(model.patch, model.temporal_patch, model.merge),
@@ -105,7 +111,7 @@ class Session:
         model: Model,
         media: Sequence[Media],
         options: MediaOptions,
-        reserve_tokens: int,
+        need: Need,
         clock: Clock,
         progress: Callable[[int, int], None] | None,
     ) -> None:
@@ -114,8 +120,8 @@ class Session:
             _check_strict(item, options)
         self.kind: MediaKind = "video" if any(item.kind == "video" for item in media) else "image"
         prefix = self._prefix_tokens(media)
-        check_media_fit(model.manifest, media, prefix, reserve_tokens)
-        self._stream = Stream(model.engine, model.manifest, prefix + reserve_tokens)
+        check_media_fit(model.manifest, media, prefix, need)
+        self._stream = Stream(model.engine, model.manifest, prefix + need.total)
         self.media = self._prefill(media, progress)
         self._mark = self._stream.mark()
         self._opening = clock.timings()
@@ -141,7 +147,8 @@ class Session:
             raise UsageError(f"options are {options!r}, one text; pass a list of texts")
         asked, chosen = Question(question, tuple(options)), from_names(AskOptions, how)
         self._check_letters(asked)
-        self._check_room(asked, chosen)
+        need = self._model.need(asked, self.kind, chosen)
+        check_question_fit(self._model.manifest, self.kind, self._mark.length, need)
         clock = self._model.make_clock()
         self._stream.roll_back(self._mark)
         before = self._stream.runs
@@ -216,15 +223,6 @@ class Session:
         if len(set(letters)) < len(letters):
             most = next(n for n in range(len(letters), 0, -1) if len(set(letters[:n])) == n)
             raise UsageError(f"{len(letters)} options, but this checkpoint tells only {most} letters apart; pass fewer")
-
-    def _check_room(self, asked: Question, how: AskOptions) -> None:
-        need = self._mark.length + self._model.tokens_needed(asked, self.kind, how)
-        limit = self._model.manifest.model.max_context
-        if need > limit:
-            raise LimitError(
-                f"medium, question and answer take {need} tokens, the context holds {limit}; "
-                "use a smaller --max-frames, --max-pixels or --max-new-tokens, or export with a larger --max-context"
-            )
 
     def _prefix_tokens(self, media: Sequence[Media]) -> int:
         prompt = self._model.manifest.prompt

@@ -14,7 +14,7 @@ from ...runtime.memory import cache_bytes
 from ...runtime.session import Model
 from .media import open_medium
 from .report import Memory
-from .scenario import Workload, question_of
+from .scenario import Workload, question_of, reserve
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # Linux, Documentation/filesystems/proc.rst: resets the peak resident set size
@@ -75,7 +75,7 @@ def measure_memory(model: Model, work: Workload) -> Memory:
     watched = Model(model.bundle, model.engine, lambda: PeakClock(peaks, device_free, model.engine))
     medium = open_medium(watched, work.source)
     question = question_of(watched, medium.kind, work.question_tokens)
-    session = watched.open(medium)
+    session = watched.open(medium, reserve_tokens=reserve(watched, medium, question, work.steps))
     session.ask(question.text, question.options, steps=work.steps)
     facts, itemsize = model.manifest.model, model.engine.activation.itemsize
     tokens = session.capacity_tokens

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
 
 from ...runtime.answer import Answer
 from ...runtime.engine import Engine
 from ...runtime.errors import LimitError
 from ...runtime.manifest import Manifest
-from ...runtime.options import AskOptions
+from ...runtime.media import Media
+from ...runtime.options import AskOptions, reflection_steps
 from ...runtime.prompt import MediaKind, Question
 from ...runtime.session import Model, Session
 from .media import DecodeTimer, Source, open_medium
@@ -19,8 +21,11 @@ from .recorder import GraphRun, Log, RecordingEngine, Span, SpanClock
 OPTIONS = ("yes", "no", "perhaps", "never")
 FREE_TOKENS = 16
 """Tokens of the free text: enough for percentiles, short beside a long context."""
-FOLLOW_UPS = 5
-"""Further questions a round: their stages take well under a millisecond, so one a round gives too few samples."""
+FOLLOW_UPS, MORE_FOLLOW_UPS, FOLLOW_UPS_S = 5, 40, 0.5
+"""Further questions a round: at least so many, and up to so many while they take no longer than this (seconds).
+
+A small model's stages take a millisecond or less, where a handful of samples have no median to speak of.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Round:
     free: Phase
     probe_s: float
     """Opening the file and reading its index, before any pixel."""
-    decode_s: float
+    decode_s: float | None
+    """None where frames are made up: nothing is decoded."""
     answer: Answer
     context_tokens: int
 
@@ -71,8 +77,8 @@ class Subject:
         bundle = replace(model.bundle, manifest=endless(model.manifest))
         self.model = Model(bundle, RecordingEngine(model.engine, self.log), lambda: SpanClock(self.log))
 
-    def round(self, work: Workload) -> Round:
-        """Do everything once, and say when it happened."""
+    def round(self, work: Workload, follow_ups: int | None = None) -> Round:
+        """Do everything once, and say when it happened; `follow_ups` None asks as many as half a second allows."""
         self.log.take()
         timer = DecodeTimer()
         start = perf_counter()
@@ -81,13 +87,24 @@ class Subject:
         timer.watch(medium)
         question = question_of(self.model, medium.kind, work.question_tokens)
         begin = perf_counter()
-        session = self.model.open(medium, reserve_tokens=self._reserve(question, medium.kind, work.steps))
+        session = self.model.open(medium, reserve_tokens=reserve(self.model, medium, question, work.steps))
         opening = self._phase(begin - probe_s)
         cold, answer = self._ask(session, question, work.steps)
-        follow_ups = tuple(self._ask(session, question, work.steps)[0] for _ in range(FOLLOW_UPS))
+        asked = tuple(self._follow_ups(session, question, work.steps, follow_ups))
         free, _ = self._ask(session, Question(question.text), work.steps)
-        context = self.model.tokens_needed(question, medium.kind, AskOptions(steps=work.steps)) + medium.visual_tokens
-        return Round(opening, cold, follow_ups, free, probe_s, timer.seconds, answer, context)
+        context = self.model.need(question, medium.kind, AskOptions(steps=work.steps)).total + medium.visual_tokens
+        decode_s = timer.seconds if isinstance(work.source, Path) else None
+        return Round(opening, cold, asked, free, probe_s, decode_s, answer, context)
+
+    def _follow_ups(
+        self, session: Session, question: Question, steps: int | None, count: int | None
+    ) -> Iterator[Phase]:
+        least, most = (count, count) if count else (FOLLOW_UPS, MORE_FOLLOW_UPS)
+        begin = perf_counter()
+        for number in range(most):
+            if number >= least and perf_counter() - begin > FOLLOW_UPS_S:
+                return
+            yield self._ask(session, question, steps)[0]
 
     def _ask(self, session: Session, question: Question, steps: int | None) -> tuple[Phase, Answer]:
         start = perf_counter()
@@ -98,12 +115,24 @@ class Subject:
         end_s, log = perf_counter(), self.log.take()
         return Phase(start_s, end_s, log.stages, log.graphs)
 
-    def _reserve(self, question: Question, kind: MediaKind, steps: int | None) -> int:
-        how = AskOptions(steps=steps, max_new_tokens=FREE_TOKENS)
-        # In free text every token may open a window of K steps and one closing token.
-        windows = 1 + FREE_TOKENS if self.model.manifest.reflection else 0
-        extra = windows * ((steps or 4) + 1)
-        return extra + max(self.model.tokens_needed(asked, kind, how) for asked in (question, Question(question.text)))
+
+def reserve(model: Model, medium: Media, question: Question, steps: int | None) -> int:
+    """Room for a round's longest question, in tokens. Raises LimitError, naming the option that takes most."""
+    how = AskOptions(steps=steps, max_new_tokens=FREE_TOKENS)
+    # In free text every token may open a window of K steps and one closing token.
+    windows = 1 + FREE_TOKENS if model.manifest.reflection else 0
+    reflecting = windows * (reflection_steps(model.manifest, medium.kind, how) + 1)
+    asking = max(model.need(asked, medium.kind, how).total for asked in (question, Question(question.text)))
+    held, limit = medium.visual_tokens + reflecting + asking, model.manifest.model.max_context
+    if held > limit:
+        takes = {
+            "--frames, --size or --media": medium.visual_tokens,
+            "--steps": reflecting,
+            "--question-tokens": asking,
+        }
+        most = max(takes, key=lambda name: takes[name])
+        raise LimitError(f"a round takes up to {held} tokens, the context holds {limit}; pass a smaller {most}")
+    return reflecting + asking
 
 
 def endless(manifest: Manifest) -> Manifest:

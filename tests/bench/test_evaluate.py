@@ -82,6 +82,15 @@ def test_a_medium_that_cannot_be_read_is_a_wrong_answer(tmp_path: Path, capsys: 
     assert "broken.mp4" in metrics["unread"][0]
 
 
+def test_more_steps_than_the_context_holds_stop_the_run_instead_of_counting_as_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["evaluate", "needle-image", str(DEMO), "--limit", "1", "--out", str(tmp_path), "--steps", "1000000"]
+    assert main(asked) == 1
+    assert "pass --steps" in capsys.readouterr().err
+    assert not (tmp_path / bench.METRICS).exists()
+
+
 def test_a_foreign_line_among_the_predictions_is_named(tmp_path: Path) -> None:
     bench.resume(tmp_path, RUN)
     (tmp_path / bench.PREDICTIONS).write_text("garbage\n")
