@@ -15,21 +15,24 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from . import __version__
-from .commands import ask, build, calibrate, evaluate, export, inspect, profile, verify
-from .commands.arguments import Parser
-from .runtime.errors import ReflectRTError
 
-COMMANDS = (export, calibrate, build, ask, evaluate, profile, verify, inspect)
+INTERRUPTED = 130
+"""Exit status of a program that SIGINT (2) ended, as shells give it: 128 + 2."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    parsed = build_parser().parse_args(arguments)
-    return run_guarded(lambda: parsed.run(parsed))
+    try:  # importing the commands takes a while, in which a user may change their mind
+        parsed = build_parser().parse_args(arguments)
+        return run_guarded(lambda: parsed.run(parsed))
+    except KeyboardInterrupt:
+        return _interrupted()
 
 
 def run_guarded(run: Callable[[], int]) -> int:
     """Run a command's body; what goes wrong becomes one line on stderr and an exit status."""
+    from .runtime.errors import ReflectRTError
+
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _terminate)
     for stream in (sys.stdout, sys.stderr):
@@ -45,12 +48,19 @@ def run_guarded(run: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of our output is gone: nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except MemoryError:  # what no limit of ours has foreseen
+        print("error: out of memory; close other programs, or use a smaller medium or bundle", file=sys.stderr)
+        return 1
     except OSError as error:  # what no room of ours has named: output that cannot be written, mostly
         print(f"error: {error.strerror or error}; check where output goes", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    print("error: interrupted", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _terminate(number: int, _: object) -> NoReturn:
@@ -60,10 +70,13 @@ def _terminate(number: int, _: object) -> NoReturn:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands with their options."""
+    from .commands import ask, build, calibrate, evaluate, export, inspect, profile, verify
+    from .commands.arguments import Parser
+
     parser = Parser(prog="reflectrt", description="Ask questions about huge images and long videos.")
     parser.add_argument("--version", action="version", version=f"reflectrt {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in COMMANDS:
+    for module in (export, calibrate, build, ask, evaluate, profile, verify, inspect):
         module.add(commands)
     return parser
 
