@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+DIGITS = 18
+"""Of a whole number: what fits 64 bits whatever it is added to."""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like all others, and whose options are written out."""
@@ -66,6 +69,8 @@ def count(text: str) -> int:
     """A whole number of 0 or more."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    if len(text) > DIGITS:
+        raise argparse.ArgumentTypeError(f"a number of {len(text)} digits is too large, pass {DIGITS} at most")
     return int(text)
 
 

@@ -55,7 +55,7 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--steps", metavar="K", type=count, help="reflection steps (default: the checkpoint's)")
     add("--runs", metavar="N", type=positive, default=10, help="measured rounds (default: %(default)s)")
-    add("--warm-up", metavar="N", type=positive, default=2, help="rounds before (default: %(default)s)")
+    add("--warm-up", metavar="N", type=count, default=2, help="rounds before (default: %(default)s)")
     add("--threads", metavar="N", type=positive, help="CPU threads (default: all cores)")
     add_device(parser)
 

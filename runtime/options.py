@@ -36,6 +36,8 @@ class MediaOptions:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise UsageError(f"{name} is {value}; pass seconds from the beginning, 0 or more")
+        if self.start_s is not None and self.end_s is not None and self.start_s > self.end_s:
+            raise UsageError(f"start_s is {self.start_s:g} and end_s {self.end_s:g}; pass an end after the start")
 
 
 @dataclass(frozen=True)

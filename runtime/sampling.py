@@ -41,8 +41,9 @@ class Sampler:
         """A token id from logits float32 [V]; -inf marks a token that may not come."""
         if self._sampling.temperature == 0:
             return int(np.argmax(logits))
-        scaled = logits.astype(np.float64) / self._sampling.temperature
-        probabilities = np.exp(scaled - scaled.max())
+        below = logits.astype(np.float64) - logits.max()
+        with np.errstate(over="ignore"):  # a temperature near 0 leaves the likeliest alone, all others at -inf
+            probabilities = np.exp(below / self._sampling.temperature)
         probabilities /= probabilities.sum()
         order = np.argsort(-probabilities, kind="stable")
         kept = order[: _count_within(probabilities[order], self._sampling.top_p)]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from exports import Exports
 from PIL import Image
-from reflectrt.cli import main
+from reflectrt.cli import build_parser, main
 
 Paths = dict[str, Path]
 
@@ -245,6 +245,15 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "top-p of 2": (("-q", "Which?", "--top-p", "2"), r"top_p is 2\.0"),
     "unknown device": (("-q", "Which?", "--device", "tpu"), "invalid choice: 'tpu'"),
     "unknown mode": (("-q", "Which?", "--reflect", "maybe"), "invalid choice: 'maybe'"),
+    "steps of 5000 digits": (("-q", "Which?", "--steps", "9" * 5000), "5000 digits is too large"),
+    "less than a token": (("-q", "Which?", "--max-pixels", "1"), "max_pixels is 1; pass 784"),
+    "an end before the start": (("-q", "Which?", "--start", "5", "--end", "2"), "start_s is 5 and end_s 2"),
+    "no number of seconds": (("-q", "Which?", "--end", "nan"), "'nan' is not a number"),
+    "endless seconds": (("-q", "Which?", "--start", "inf"), "'inf' is not a number"),
+    "no temperature": (("-q", "Which?", "--temperature", "nan"), "temperature is nan"),
+    "negative seed": (("-q", "Which?", "--seed", "-1"), "'-1' is not a whole number"),
+    "no frames": (("-q", "Which?", "--max-frames", "0"), "0 is too small"),
+    "half a frame": (("-q", "Which?", "--max-frames", "1.5"), "'1.5' is not a whole number"),
 }
 
 
@@ -252,6 +261,71 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
 def test_wrong_usage_ends_with_2(bundle: Path, media: Paths, capfd: pytest.CaptureFixture[str], case: str) -> None:
     arguments, message = USAGE[case]
     fails(capfd, 2, message, "ask", bundle, media["picture"], *arguments)
+
+
+NUMBERS = {
+    "export": (("{bundle}", "{out}"), ("--max-context",)),
+    "calibrate": (
+        ("{bundle}", "{bundle}", "{out}", "--precision", "int8"),
+        ("--smooth", "--budget", "--limit", "--max-frames"),
+    ),
+    "build": (("{bundle}",), ("--capacity", "--max-patches", "--chunk", "--workspace")),
+    "ask": (
+        ("{bundle}", "{out}", "-q", "Which?"),
+        (
+            *("--steps", "--fps", "--max-frames", "--max-pixels", "--start", "--end", "--max-new-tokens"),
+            *("--temperature", "--top-p", "--seed", "--threads"),
+        ),
+    ),
+    "evaluate": (("needle-image", "{bundle}", "--out", "{out}"), ("--seed", "--steps", "--limit")),
+    "profile": (
+        ("{bundle}",),
+        ("--frames", "--size", "--question-tokens", "--steps", "--runs", "--warm-up", "--threads"),
+    ),
+    "verify": (("{bundle}", "--against", "{bundle}"), ("--questions", "--seed", "--max-frames")),
+}
+"""Each command with what it cannot do without, and every option of it that takes a number."""
+
+
+@pytest.mark.parametrize("number", ["-1", "nan", "1e999", "many", ""])
+@pytest.mark.parametrize(
+    ("command", "option"), [(command, option) for command, (_, options) in NUMBERS.items() for option in options]
+)
+def test_what_is_no_number_is_wrong_usage_of_every_option(
+    bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], command: str, option: str, number: str
+) -> None:
+    needed, _ = NUMBERS[command]
+    given = [part.format(bundle=bundle, out=tmp_path / "out") for part in needed]
+    fails(capfd, 2, option.removeprefix("--").replace("-", ".")[:7], command, *given, f"{option}={number}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_option_that_takes_a_number_is_among_them() -> None:
+    found = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    for command, parser in found.items():  # type: ignore[union-attr]
+        takes = {
+            action.option_strings[-1]
+            for action in parser._actions
+            if action.option_strings and action.type not in (None, Path)
+        }
+        assert takes == set(NUMBERS.get(command, ((), ()))[1]), command
+
+
+def test_very_large_numbers_are_limits_or_mean_no_limit(
+    bundle: Path, media: Paths, capfd: pytest.CaptureFixture[str]
+) -> None:
+    most = "9" * 18
+    fails(capfd, 1, "pass --steps", "ask", bundle, media["picture"], *ASK, "--steps", most)
+    fails(capfd, 1, "pass --max-new-tokens", "ask", bundle, media["picture"], "-q", "What?", "--max-new-tokens", most)
+    fails(capfd, 1, "has no frame between", "ask", bundle, media["film"], *ASK, "--start", "1e300")
+    large = ("--max-frames", most, "--max-pixels", most, "--fps", "1e308", "--end", "1e300")
+    status, out, lines = run(capfd, "ask", bundle, media["film"], *ASK, *large, "--json")
+    assert (status, lines) == (0, [])
+    assert json.loads(out)["media"]["frames"] == 50
+    status, out, lines = run(
+        capfd, "ask", bundle, media["picture"], "-q", "What?", "--temperature", "1e-320", "--max-new-tokens", "2"
+    )
+    assert (status, lines) == (0, [])
 
 
 @pytest.mark.parametrize("arguments", [(), ("answer",), ("ask",), ("export", "checkpoint"), ("inspect",)], ids=str)
@@ -330,6 +404,31 @@ def test_an_interrupted_export_leaves_nothing(exports: Exports, tmp_path: Path) 
 
 
 # Answers
+
+
+def test_an_interrupt_is_one_line_also_while_modules_are_imported() -> None:
+    code = """
+import sys
+class Impatient:
+    def find_spec(self, name, *rest):
+        if name == "numpy":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Impatient())
+from reflectrt.cli import main
+sys.exit(main(["inspect", "bundle"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_running_out_of_memory_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    from reflectrt.cli import run_guarded
+
+    def greedy() -> int:
+        raise MemoryError
+
+    assert run_guarded(greedy) == 1
+    assert re.fullmatch("error: out of memory; .*\n", capfd.readouterr().err)
 
 
 def test_json_is_one_object_and_nothing_else(bundle: Path, media: Paths, capfd: pytest.CaptureFixture[str]) -> None:

@@ -105,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", metavar="N", type=positive, default=16, help="of the timed video (default: 16)")
     parser.add_argument("--runs", metavar="N", type=positive, default=5, help="timed runs (default: 5)")
     found = parser.parse_args(arguments)
+    if found.frames < 2:
+        parser.error(f"--frames {found.frames} makes no video, pass 2 or more")
     out: Path = found.out
     del found.out
     run = DeviceRun(Request(**vars(found)))

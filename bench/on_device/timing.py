@@ -18,7 +18,7 @@ NEW_TOKENS = 32
 def time_model(model: Model, frames: int, runs: int) -> Figures:
     """Median seconds over `runs` after one that warms up, of a video of `frames` random frames."""
     values = model.manifest.model.sizes().patch_values
-    video = SyntheticMedia(random_medium("video", (frames // 2, *FRAME), 0, values))
+    video = SyntheticMedia(random_medium("video", (-(-frames // 2), *FRAME), 0, values))
     first, again, free = [], [], []
     for _ in range(runs + 1):
         session = model.open(video, reserve_tokens=256 + NEW_TOKENS)

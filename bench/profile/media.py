@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, TypeVar
@@ -12,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from ...runtime.engine import Array
+from ...runtime.errors import LimitError
 from ...runtime.manifest import Manifest
-from ...runtime.media import Media, PatchLayout, VideoBudget, patchify, smart_resize
+from ...runtime.media import Media, MediaLimits, PatchLayout, VideoBudget, patchify, smart_resize
 from ...runtime.media.budget import Size, frame_size
 from ...runtime.media.patches import resize
 from ...runtime.options import MediaOptions
@@ -26,11 +28,19 @@ NOISE_FRAMES = 4  # different frames of a made-up video, shown in turn: resizing
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Frames of width x height pixels; one frame is an image, more are a video."""
+    """Frames of width x height pixels; one frame is an image, more are a video. Raises LimitError as a file's would."""
 
     frames: int
     width: int
     height: int
+
+    def __post_init__(self) -> None:
+        limits = MediaLimits()
+        most = limits.image_pixels if self.frames == 1 else limits.frame_pixels
+        if self.width * self.height > most:
+            raise LimitError(
+                f"--size {self.width}x{self.height} is over the limit of {most / 1e6:.0f} megapixels; pass less"
+            )
 
 
 class SyntheticMedia:
@@ -46,9 +56,7 @@ class SyntheticMedia:
         self.kind: Literal["image", "video"] = "video" if size.frames > 1 else "image"
         self.second_per_grid = 1.0 if self.kind == "video" else 0.0
         self._size = _target(size, manifest, self._layout)
-        random = np.random.default_rng(0)
-        shape = (min(size.frames, NOISE_FRAMES), size.height, size.width, 3)
-        self._noise = [Image.fromarray(frame) for frame in random.integers(0, 256, shape, dtype=np.uint8)]
+        self._noise = _noise(size)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -77,6 +85,14 @@ class SyntheticMedia:
     def _grid(self, frames: Iterator[Image.Image]) -> Array:
         pictures = [resize(next(frames), self._size) for _ in range(self._layout.temporal)]
         return patchify(np.stack(pictures), self._layout)
+
+
+@lru_cache(maxsize=1)
+def _noise(size: Synthetic) -> list[Image.Image]:
+    """The different frames, made once: no round is to pay for what no user has to wait for."""
+    random = np.random.default_rng(0)
+    shape = (min(size.frames, NOISE_FRAMES), size.height, size.width, 3)
+    return [Image.fromarray(frame) for frame in random.integers(0, 256, shape, dtype=np.uint8)]
 
 
 def _target(size: Synthetic, manifest: Manifest, layout: PatchLayout) -> Size:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from ...runtime import contract
 from ...runtime import manifest as manifests
 from ...runtime.bundle import Bundle
+from ...runtime.cache import BUCKET
 from ...runtime.engines.tensorrt_library import Library, load_library
 from ...runtime.errors import CompatibilityError, ResourceError, UsageError
 from ...runtime.manifest import FileEntry, Manifest
@@ -94,6 +95,13 @@ def _requests(bundle: Bundle, options: BuildOptions, architecture: str) -> Itera
     if max(capacities) > context:
         raise UsageError(
             f"--capacity {max(capacities)} is more than the bundle's context, {context}; pass that or less"
+        )
+    if min(capacities) < BUCKET:
+        raise UsageError(f"--capacity {min(capacities)} has no room for media and a question; pass {BUCKET} or more")
+    smallest = max(manifest.image.min_pixels, manifest.video.min_pixels) // manifest.model.patch**2
+    if options.max_patches < smallest:
+        raise UsageError(
+            f"--max-patches {options.max_patches} is less than the smallest frame has, {smallest}; pass that or more"
         )
     for name, entry in manifest.graphs.items():
         for capacity in capacities if name == contract.DECODER else (max(capacities),):

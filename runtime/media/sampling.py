@@ -48,7 +48,7 @@ class Timeline:
 def frame_count(timeline: Timeline, budget: VideoBudget) -> int:
     """About `fps` frames a second, at most `max_frames` and no more than there are; even, where there are two."""
     total = len(timeline.seconds)
-    wanted = min(round(timeline.duration_s() * budget.fps), budget.max_frames, total)
+    wanted = round(min(timeline.duration_s() * budget.fps, budget.max_frames, total))
     return max(1, wanted // 2 * 2 if wanted >= 2 else wanted)
 
 
