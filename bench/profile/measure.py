@@ -20,10 +20,13 @@ from .recorder import seconds_per_span
 from .report import FORMAT, VERSION, Ceilings, Memory, Operator, Overhead, Profile, Report, Stage, StageWork, Total
 from .rival import MAX_RUNS, Contender, contenders, rival_report
 from .scenario import Round, Subject, Workload
-from .stages import COLD, OPEN_BUNDLE, Sample, samples, timing, waits
+from .stages import COLD, OPEN_BUNDLE, Sample, samples, timing, unsteady, waits
 
-OPENINGS = 3
-"""Times a bundle is opened for its timing: opening a large one takes as long as many rounds."""
+OPENINGS, MORE_OPENINGS, OPENINGS_S = 3, 15, 1.0
+"""Times a bundle is opened for its timing: at least, and up to while they take no longer than this (seconds).
+
+Opening a large one takes as long as many rounds.
+"""
 BUSY_LOAD = 0.5
 """Load a core above which a note says that the machine was not quiet."""
 
@@ -90,7 +93,7 @@ def _open(path: Path, plan: Plan, progress: Progress) -> Candidate:
     progress(f"opening {path}")
     open_s: list[float] = []
     model: Model | None = None
-    while model is None or len(open_s) < OPENINGS:
+    while model is None or len(open_s) < OPENINGS or (len(open_s) < MORE_OPENINGS and sum(open_s) < OPENINGS_S):
         model = None  # only one copy of the weights at a time
         start = perf_counter()
         model = load(path, plan.device, plan.threads)
@@ -169,6 +172,11 @@ def _fields(found: Any) -> tuple[int, float, float, float]:
 def _stages(candidate: Candidate, ceilings: Ceilings | None, notes: list[str]) -> tuple[Stage, ...]:
     measured = {OPEN_BUNDLE: [Sample(seconds) for seconds in candidate.open_s], **samples(candidate.rounds)}
     work = _work(candidate, measured, ceilings, notes)
+    if apart := unsteady(measured):
+        worst = ", ".join(f"{name} {share:.0%}" for name, share in sorted(apart.items(), key=lambda item: -item[1])[:4])
+        notes.append(
+            f"{candidate.path}: the halves of this run differ ({worst}); repeat with more --runs on a quieter machine"
+        )
     return tuple(
         Stage(name, *_fields(timing([each.seconds for each in found])), work.get(name))
         for name, found in measured.items()

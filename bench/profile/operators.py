@@ -14,7 +14,7 @@ from ...runtime.bundle import Bundle
 from ...runtime.engines.onnxruntime import OrtCpuEngine
 from ...runtime.session import Model
 from .report import Operator
-from .scenario import Subject, Workload
+from .scenario import FOLLOW_UPS, Subject, Workload
 
 TOP = 10
 Event = Mapping[str, Any]
@@ -31,8 +31,8 @@ def measure_operators(
     with TemporaryDirectory() as folder:
         engine = OrtCpuEngine(bundle, threads, operator_times=Path(folder))
         subject = Subject(Model(bundle, engine))
-        subject.round(work)
-        subject.round(work)
+        for _ in range(2):
+            subject.round(work, FOLLOW_UPS)
         profiles = {name: nodes(json.loads(file.read_text())) for name, file in engine.end_profiling().items()}
     warm = {name: events[len(events) // 2 :] for name, events in profiles.items()}
     operators = {name: costliest(events) for name, events in warm.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,6 +19,8 @@ REFLECT, ANSWER, HEAD_STAGE, TOKEN = "reflection step", "forced answer", "head",
 OPEN_BUNDLE = "open bundle"
 COLD, FOLLOW_UP = "cold question", "follow-up question"
 FIRST_TOKEN, FIRST_TOKEN_AGAIN = "first token, cold", "first token, follow-up"
+STEADY, FEWEST = 0.1, 8
+"""Halves of a run that differ by more are worth a note; fewer measurements have no halves to compare."""
 ORDER = (OPEN_BUNDLE, READ, RESIZE, VISION, PREFILL, QUESTION, REFLECT, ANSWER, HEAD_STAGE, TOKEN)
 
 
@@ -58,8 +60,9 @@ def samples(rounds: Iterable[Round]) -> dict[str, list[Sample]]:
 
 def _of_round(turn: Round) -> Iterable[tuple[str, Sample]]:
     read_s = total(turn.opening.stages, "read")
-    yield READ, Sample(turn.probe_s + turn.decode_s)
-    yield RESIZE, Sample(max(0.0, read_s - turn.decode_s))
+    if turn.decode_s is not None:
+        yield READ, Sample(turn.probe_s + turn.decode_s)
+    yield RESIZE, Sample(max(0.0, read_s - (turn.decode_s or 0.0)))
     yield VISION, _stage((turn.opening,), "vision")
     yield PREFILL, _stage((turn.opening, turn.cold), "prefill")
     # Of follow-ups alone: after a prefill the caches are cold, and a median over both kinds would be neither.
@@ -76,6 +79,18 @@ def _of_question(phase: Phase) -> Iterable[tuple[str, Sample]]:
     head_s = sum(run.seconds for run in head)
     yield ANSWER, Sample(decode.seconds - head_s, tuple(run for run in decode.graphs if run.name != HEAD))
     yield HEAD_STAGE, Sample(head_s, tuple(head))
+
+
+def unsteady(found: Mapping[str, Sequence[Sample]]) -> dict[str, float]:
+    """Stages that were slower in one half of the run than in the other, and by which share, in medians."""
+    apart = {}
+    for name, measured in found.items():
+        seconds = [sample.seconds for sample in measured]
+        half = len(seconds) // 2
+        first_s, second_s = (float(np.median(part)) if part else 0.0 for part in (seconds[:half], seconds[half:]))
+        if len(seconds) >= FEWEST and min(first_s, second_s) > 0:
+            apart[name] = max(first_s, second_s) / min(first_s, second_s) - 1
+    return {name: share for name, share in apart.items() if share > STEADY}
 
 
 def total(stages: Iterable[Span], name: str) -> float:

@@ -59,8 +59,8 @@ def test_every_stage_is_there_and_adds_up(written):
     profile = written[0]["profiles"][0]
     stages = {stage["name"]: stage for stage in profile["stages"]}
     steps = [f"reflection step #{number}" for number in (1, 2, 3, 4)]
-    wanted = ["open bundle", "read and decode", "resize and patch", "vision", "prefill", "question prefill"]
-    assert list(stages)[:6] == wanted
+    wanted = ["open bundle", "resize and patch", "vision", "prefill", "question prefill"]
+    assert list(stages)[:5] == wanted  # nothing is read where frames are made up
     assert [name for name in stages if name.startswith("reflection")] == steps
     assert all(stage["p50_s"] <= stage["p90_s"] <= stage["p99_s"] for stage in profile["stages"])
     assert all(stages[name]["work"]["float_ops"] > 0 for name in ("vision", "prefill", "head", "answer token", *steps))
@@ -141,6 +141,10 @@ def test_the_terminal_s_width(exports, capsys):
         (["--device", "cuda"], "--device cpu"),
         (["--threads", "100000"], "or fewer"),
         ([], "--unverified"),
+        (["--unverified", "--steps", "100000"], "pass a smaller --steps"),
+        (["--unverified", "--frames", "999999999"], "pass a smaller --frames, --size"),
+        (["--unverified", "--question-tokens", "999999999"], "pass a smaller --question-tokens"),
+        (["--unverified", "--size", "100000x100000"], "megapixels"),
     ],
 )
 def test_refusals_are_one_line(exports, capsys, options, words):
@@ -150,6 +154,16 @@ def test_refusals_are_one_line(exports, capsys, options, words):
     assert said.err.startswith("error: ")
     assert said.err.count("\n") == 1
     assert words in said.err
+
+
+def test_a_file_is_read_and_decoded(exports, capsys):
+    clip = Path(__file__).parents[3] / "assets" / "media" / "bikes.mp4"
+    quick = ("--runs", "1", "--warm-up", "0", "--unverified", "--json")
+    assert main(["profile", str(exports.bundle()), "--media", str(clip), *quick]) == 0
+    profile = json.loads(capsys.readouterr().out)["profiles"][0]
+    stages = {stage["name"]: stage for stage in profile["stages"]}
+    assert stages["read and decode"]["p50_s"] > 0
+    assert stages["question prefill"]["samples"] >= 5
 
 
 def test_a_picture(exports, tmp_path):

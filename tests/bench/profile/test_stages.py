@@ -3,7 +3,7 @@
 import pytest
 from reflectrt.bench.profile.recorder import GraphRun, Log, RecordingEngine, Span, SpanClock, seconds_per_span
 from reflectrt.bench.profile.scenario import Phase
-from reflectrt.bench.profile.stages import first_token_s, steps, timing, tokens
+from reflectrt.bench.profile.stages import Sample, first_token_s, steps, timing, tokens, unsteady
 
 
 def stage(name, start, end):
@@ -18,6 +18,15 @@ def test_percentiles_lie_between_measurements():
     assert timing([1.0, 2.0, 3.0]).p50_s == 2.0
     assert timing([float(n) for n in range(101)]).p90_s == 90.0
     assert timing([5.0]).p99_s == 5.0
+
+
+def test_stages_whose_halves_differ_are_told():
+    found = {
+        "head": [Sample(1.0)] * 4 + [Sample(1.2)] * 4,
+        "vision": [Sample(1.0)] * 4 + [Sample(1.05)] * 4,
+        "prefill": [Sample(2.0), Sample(1.0)],  # too few to say
+    }
+    assert unsteady(found) == {"head": pytest.approx(0.2)}
 
 
 def test_a_reflection_step_reaches_from_one_decoder_run_to_the_next():
