@@ -6,6 +6,7 @@
     Add (+ bias) + RMSNormalization                      ->  SkipSimplifiedLayerNormalization
     MLPs of an inner width that tensor cores do not like ->  padded (`export/lower/cuda_align.py`)
     windowed attention of the vision encoder             ->  PackedMultiHeadAttention (`export/lower/cuda_vision.py`)
+    biases of its wide products                          ->  a column of ones (`export/lower/cuda_bias.py`)
 
 The decoder's steps run as CUDA graphs, which allow no copy between host and device: what is computed from shapes stays
 on the host, what is computed from `past_length` on the device, and nothing mixes the two. Gate and up stay apart: side
@@ -23,6 +24,8 @@ from onnxscript.rewriter import MatchResult, RewriteRuleSet, pattern
 
 from . import cpu
 from .cuda_align import align_inner_width
+from .cuda_bias import fold_biases
+from .cuda_half import multiply_in_half
 from .cuda_pack import pack_projections
 from .cuda_vision import pack_windows
 
@@ -44,6 +47,8 @@ def lower(model: ir.Model) -> ir.Model:
     RewriteRuleSet(rules).apply_to_model(model)
     pack_projections(model)
     align_inner_width(model)
+    fold_biases(model)
+    multiply_in_half(model)
     for tidy in (passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass()):
         tidy(model)
     return model

@@ -13,26 +13,14 @@ capability 8.0 and up, where flash attention runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import onnx_ir as ir
-from onnx_ir.tape import Tape
 
 from .cpu import MICROSOFT
+from .cuda_nodes import Nodes, constant
 
 MERGER_NORM = "model.visual.merger.ln_q.weight"
-
-
-class Nodes(Tape):
-    """New nodes, written as calls: `op.Gather(x, index, axis=1)`."""
-
-    def __getattr__(self, operator: str) -> Callable[..., ir.Value]:
-        def add(*inputs: ir.Value | None, _domain: str = "", **attributes: Any) -> ir.Value:
-            return self.op(operator, inputs, attributes, domain=_domain)
-
-        return add
 
 
 @dataclass(frozen=True)
@@ -69,19 +57,19 @@ def _is_windowed(node: ir.Node) -> bool:
 
 def _orders(op: Nodes, windows: ir.Value, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Each patch's place in window order, and the patch at each place, int64 [N] both."""
-    filled = op.Cast(op.GreaterOrEqual(windows, _constant(op, 0)), to=ir.DataType.INT64)
-    counted = op.CumSum(op.Reshape(filled, _constant(op, [-1])), _constant(op, 0))
-    rank = op.Sub(op.Gather(counted, slots, axis=0), _constant(op, 1))
-    patches = op.Range(_constant(op, 0), op.Squeeze(op.Shape(slots)), _constant(op, 1))
+    filled = op.Cast(op.GreaterOrEqual(windows, constant(op, 0)), to=ir.DataType.INT64)
+    counted = op.CumSum(op.Reshape(filled, constant(op, [-1])), constant(op, 0))
+    rank = op.Sub(op.Gather(counted, slots, axis=0), constant(op, 1))
+    patches = op.Range(constant(op, 0), op.Squeeze(op.Shape(slots)), constant(op, 1))
     return rank, op.ScatterElements(slots, rank, patches, axis=0)
 
 
 def _windows(op: Nodes, patches: ir.Value, windows: ir.Value) -> Windows:
-    filled = op.Cast(op.GreaterOrEqual(windows, _constant(op, 0)), to=ir.DataType.INT32)
-    lengths = op.ReduceSum(filled, _constant(op, [1]), keepdims=0)
+    filled = op.Cast(op.GreaterOrEqual(windows, constant(op, 0)), to=ir.DataType.INT32)
+    lengths = op.ReduceSum(filled, constant(op, [1]), keepdims=0)
     grids = op.Shape(patches, start=0, end=1)
     every = op.Expand(lengths, op.Concat(grids, op.Shape(lengths), axis=0))
-    ends = op.CumSum(op.Reshape(every, _constant(op, [-1])), _constant(op, 0))
+    ends = op.CumSum(op.Reshape(every, constant(op, [-1])), constant(op, 0))
     zero = op.Constant(value=ir.tensor([0], dtype=ir.DataType.INT32))
     runs = op.Mul(grids, op.Shape(windows, start=0, end=1))
     offsets = op.Expand(zero, op.Concat(runs, op.Shape(windows, start=1, end=2), axis=0))
@@ -106,8 +94,8 @@ def _pack(graph: ir.Graph, attention: ir.Node, windows: Windows) -> None:
     result = _forward_to_projection(attention.outputs[0])
     heads = _axis(attention.inputs[0], 1)
     builder = Nodes()
-    cos, sin = (builder.Gather(angles, _constant(builder, 0), axis=0) for angles in query_node.inputs[1:3])
-    offset = _constant(builder, [0])
+    cos, sin = (builder.Gather(angles, constant(builder, 0), axis=0) for angles in query_node.inputs[1:3])
+    offset = constant(builder, [0])
     rotated = [builder.RotaryEmbedding(x, offset, cos, sin, _domain=MICROSOFT) for x in sources]
     out = _attend(builder, [*rotated, value], windows, heads)
     joined = builder.Reshape(out, builder.Shape(sources[0]))
@@ -123,7 +111,7 @@ def _attend(op: Nodes, parts: list[ir.Value], windows: Windows, heads: int) -> i
     value = parts[-1]
     if value.dtype == ir.DataType.BFLOAT16:
         parts = [op.Cast(part, to=ir.DataType.FLOAT16) for part in parts]
-    rows = _constant(op, [-1, _axis(value, -1)])
+    rows = constant(op, [-1, _axis(value, -1)])
     packed = [op.Reshape(part, rows) for part in parts]
     inputs = [*packed, None, windows.offsets, windows.ends]
     return op.PackedMultiHeadAttention(*inputs, num_heads=heads, _domain=MICROSOFT)
@@ -173,7 +161,3 @@ def _axis(value: ir.Value | None, axis: int) -> int:
     if value is None or value.shape is None:
         raise ValueError("a value of the vision graph has no shape")
     return int(value.shape[axis])  # type: ignore[arg-type]
-
-
-def _constant(op: Nodes, value: int | list[int]) -> ir.Value:
-    return op.Constant(value=ir.tensor(value, dtype=ir.DataType.INT64))

@@ -8,7 +8,7 @@ import pytest
 from exports import Exports
 from reflectrt.export.checkpoint import Checkpoint
 from reflectrt.export.lower import cuda
-from reflectrt.export.lower.cuda_vision import Nodes
+from reflectrt.export.lower.cuda_nodes import Nodes
 from reflectrt.runtime.vision import vision_layout
 
 Arrays = dict[str, np.ndarray]
@@ -123,16 +123,43 @@ def test_vision_gives_the_portable_graph_s_numbers(exports: Exports, height: int
     np.testing.assert_allclose(found, wanted, atol=5e-5)
 
 
-def test_half_of_bfloat16_is_not_lost_in_packed_attention(exports: Exports) -> None:
-    """The operator has no bfloat16 kernel: it gets float16, and every other operator bfloat16."""
+def test_packed_attention_gets_float16_from_products_in_float16(exports: Exports) -> None:
+    """The operator has no bfloat16 kernel: one cast in front of its three products, one behind it."""
     model = lowered(exports, "vision", dtype="bfloat16")
     for node in model.graph:
         if node.op_type == "PackedMultiHeadAttention":
             (reader,) = (user for user, _ in node.outputs[0].uses())
             (cast,) = (user for user, _ in reader.outputs[0].uses())
             assert cast.attributes["to"].as_int() == ir.DataType.BFLOAT16
+            products = [back_to(value, "MatMul") for value in node.inputs[:3]]
+            assert {product.inputs[1].dtype for product in products} == {ir.DataType.FLOAT16}  # type: ignore[union-attr]
+            assert len({product.inputs[0] for product in products}) == 1
     in_float16 = lowered(exports, "vision", dtype="float16")
     assert counts(in_float16)["Cast"] < counts(model)["Cast"]
+
+
+def back_to(value: ir.Value | None, operator: str) -> ir.Node:
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == operator:
+            return node
+        value = node.inputs[0]
+    raise AssertionError(f"no {operator}")
+
+
+def test_biases_of_wide_products_are_inside_them(exports: Exports) -> None:
+    model = lowered(exports, "vision", dtype="bfloat16")
+    blocks = [node for node in model.graph if "blocks." in " ".join(str(value.name) for value in node.inputs if value)]
+    assert {node.op_type for node in blocks} == {"MatMul", "RMSNormalization", "SkipSimplifiedLayerNormalization"}
+    assert counts(model)["Split"] == 0
+    weights = model.graph.initializers
+    plain = ir.load(exports.portable("vision", dtype="bfloat16")).graph.initializers
+    prefix = "model.visual.blocks.1.attn.qkv"
+    weight, bias = (plain[f"{prefix}.{kind}"].const_value.numpy() for kind in ("weight", "bias"))  # type: ignore[union-attr]
+    key = weights[f"{prefix}.1.affine"].const_value.numpy()  # type: ignore[union-attr]
+    np.testing.assert_array_equal(key[:64], weight[:, 64:128])
+    np.testing.assert_array_equal(key[64], bias[64:128])
+    assert not key[65:].any()
+    assert len(key) == 72
 
 
 def test_packed_weights_are_read_when_they_are_written(exports: Exports) -> None:
@@ -151,8 +178,7 @@ def test_widths_that_tensor_cores_do_not_like_are_padded(exports: Exports) -> No
     weights = lowered(exports, "vision").graph.initializers
     prefix = "model.visual.blocks.1.mlp."
     sizes = {name.removeprefix(prefix): tuple(v.shape) for name, v in weights.items() if name.startswith(prefix)}  # type: ignore[arg-type]
-    assert sizes["gate_proj.weight"] == sizes["up_proj.weight"] == (64, 104)
-    assert sizes["gate_proj.bias"] == (104,)
+    assert sizes["gate_proj.affine"] == sizes["up_proj.affine"] == (64 + 8, 104)
     assert sizes["down_proj.weight"] == (104, 64)
     padded = weights[f"{prefix}down_proj.weight"].const_value
     assert padded is not None
