@@ -17,6 +17,7 @@ READS: dict[str, tuple[str, bool]] = {
     "int4-weights": ("int4", False),
 }
 """By scheme: the stored type of the weight, and whether the activation comes in it too."""
+SMALL = {dtype for dtype, _ in READS.values()}
 
 
 def quantized_weights(manifest: Manifest, graph: str | None) -> dict[str, str]:
@@ -49,14 +50,23 @@ def check_precision(report: EngineReport, graph: str, weights: dict[str, str], a
             raise ExportError(
                 f"TensorRT computes {name} in {', '.join(found) or 'no kernel'}, not {scheme}; report this"
             )
-    small = {dtype for dtype, _ in READS.values()}
-    if not weights and any(small & {*layer.inputs, *layer.constants} for layer in report.layers):
-        raise ExportError(f"TensorRT quantized {graph}, which is to stay in {activation}; please report this")
+    quantized = {weight.removesuffix(".weight") for weight in weights}
+    for layer in report.layers:
+        linears = _linears(layer)
+        stays = not weights or (linears and not linears & quantized)
+        if stays and SMALL & {*layer.inputs, *layer.constants}:
+            name = ", ".join(sorted(linears)) or graph
+            raise ExportError(f"TensorRT quantized {name}, which is to stay in {activation}; please report this")
 
 
 def _computes(layer: EngineLayer, name: str) -> bool:
     """Whether a kernel holds this Linear's product (or a table's look-up)."""
-    return any(_NODE.sub("", node) == name for node in layer.nodes)
+    return name in _linears(layer)
+
+
+def _linears(layer: EngineLayer) -> set[str]:
+    """Names of the Linears and tables in a kernel."""
+    return {_NODE.sub("", node) for node in layer.nodes if _NODE.search(node)}
 
 
 def _reads(layer: EngineLayer, scheme: str) -> bool:

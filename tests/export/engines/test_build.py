@@ -14,7 +14,7 @@ from tensorrt_bundles import Quiet, copied, tensorrt_bundle
 pytest.importorskip("tensorrt_rtx")
 from reflectrt.export.engines.build import Request, build
 from reflectrt.export.engines.plans import BuildOptions, build_plans
-from reflectrt.export.engines.precision import check_precision
+from reflectrt.export.engines.precision import check_precision, quantized_weights
 from reflectrt.export.engines.profiles import Limits, profiles
 from reflectrt.export.engines.report import EngineLayer, EngineReport
 from reflectrt.runtime.engines.tensorrt_library import load_library
@@ -34,6 +34,12 @@ def test_all_graphs_build_in_every_precision(
     options = BuildOptions((architecture,), capacities=(1024,), max_patches=1024, chunk_tokens=256)
     manifest = build_plans(open_bundle(folder), options, Quiet())
     assert {plan.graph for plan in manifest.plans} == set(manifest.graphs)
+
+
+def test_a_reflection_head_is_a_plan_too(exports: Exports, tmp_path: Path) -> None:
+    folder = copied(tensorrt_bundle(exports, "bf16", "mlp-head"), tmp_path)
+    manifest = build_plans(open_bundle(folder), BuildOptions(("SM89",), (1024,), 1024, 256), Quiet())
+    assert {plan.graph for plan in manifest.plans} == {"vision", "embed", "decoder", "reflect", "head"}
 
 
 def decoder_request(exports: Exports, file: Path | None = None) -> Request:
@@ -104,5 +110,21 @@ def test_a_kernel_in_another_type_than_the_recipes_is_noticed() -> None:
     for inputs, constants in ((("bfloat16",), ("bfloat16",)), ((), ("int8",)), (("bfloat16",), ("int8",))):
         with pytest.raises(ExportError, match="up_proj"):
             check_precision(layer(inputs, constants), "decoder", wanted, "bfloat16")
-    with pytest.raises(ExportError, match="to stay in bfloat16"):
+    with pytest.raises(ExportError, match="quantized up_proj, which is to stay in bfloat16"):
         check_precision(layer(("bfloat16",), ("int8",)), "decoder", {}, "bfloat16")
+
+
+def test_a_layer_that_the_recipe_leaves_alone_is_not_to_be_quantized(exports: Exports) -> None:
+    """Of a plan whose layers all are quantized, each one that the recipe does not name is noticed."""
+    bundle = open_bundle(tensorrt_bundle(exports, "int8"))
+    request = decoder_request(exports, bundle.file("decoder.onnx"))
+    found = build(load_library("tensorrt-rtx"), replace(request, activation="bfloat16")).report
+    assert found is not None
+    weights = quantized_weights(bundle.manifest, "decoder")
+    check_precision(found, "decoder", weights, "bfloat16")
+    alone = [name for name in weights if name.endswith(("o_proj.weight", "down_proj.weight"))]
+    assert len(alone) == 4
+    for name in alone:  # others share a kernel with those that read the same
+        less = {weight: scheme for weight, scheme in weights.items() if weight != name}
+        with pytest.raises(ExportError, match=f"quantized {name.removesuffix('.weight')}, which is to stay"):
+            check_precision(found, "decoder", less, "bfloat16")

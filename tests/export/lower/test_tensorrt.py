@@ -21,12 +21,14 @@ PRECISIONS = ["fp32", "int8", "fp8", "int4"]
 Arrays = dict[str, Any]
 
 
-def pair(exports: Exports, graph: str, precision: str, folder: Path) -> tuple[ort.InferenceSession, ...]:
+def pair(
+    exports: Exports, graph: str, precision: str, folder: Path, name: str = NAME
+) -> tuple[ort.InferenceSession, ...]:
     """The portable graph, quantized, before its lowering and after."""
-    checkpoint = Checkpoint.open(exports.checkpoint(NAME))
+    checkpoint = Checkpoint.open(exports.checkpoint(name))
     sessions = []
     for step in (None, lower):
-        model = ir.load(exports.portable(graph, NAME))
+        model = ir.load(exports.portable(graph, name))
         recipe = (
             uniform(checkpoint, precision) if precision in ("int8", "fp8") else default_recipe(checkpoint, precision)
         )
@@ -95,6 +97,16 @@ def test_embed_and_head_agree(exports: Exports, tmp_path: Path, precision: str) 
         (tmp_path / graph).mkdir()
         portable, lowered = pair(exports, graph, precision, tmp_path / graph)
         np.testing.assert_allclose(lowered.run(None, inputs)[0], portable.run(None, inputs)[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["linear-head", "mlp-head"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_reflection_heads_agree(exports: Exports, tmp_path: Path, name: str, precision: str) -> None:
+    portable, lowered = pair(exports, "reflect", precision, tmp_path, name)
+    width = portable.get_inputs()[0].shape[-1]
+    hidden = np.random.default_rng(6).standard_normal((1, 1, width)).astype(np.float32)
+    inputs = {"hidden_post_norm": hidden}
+    np.testing.assert_allclose(lowered.run(None, inputs)[0], portable.run(None, inputs)[0], atol=2e-5)
 
 
 def test_queries_of_a_group_are_rows_of_its_key_value_head(exports: Exports) -> None:
