@@ -52,6 +52,11 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--version-compatible", action="store_true", help="plans for later TensorRT versions of the same major as well"
     )
+    parser.add_argument(
+        "--weight-streaming",
+        action="store_true",
+        help="let weights that do not fit the GPU stay in host memory, to be copied in every run (slow; default: off)",
+    )
     parser.add_argument("--timing-cache", metavar="FILE", type=Path, help="kernel timings to read and to keep")
 
 
@@ -66,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         workspace_bytes=arguments.workspace * 10**6 if arguments.workspace else None,
         version_compatible=arguments.version_compatible,
         timing_cache=arguments.timing_cache,
+        weight_streaming=arguments.weight_streaming,
     )
     progress = BuildProgress()
     try:

@@ -19,7 +19,7 @@ from .plans import EnginePlan
 from .strict import StrictError, short
 
 FORMAT = "reflectrt-bundle"
-FORMAT_MAJOR, FORMAT_MINOR = 1, 2
+FORMAT_MAJOR, FORMAT_MINOR = 1, 3
 FILE_NAME = "manifest.json"
 MAX_BYTES = 16 * 2**20
 MAX_SIZE, MAX_LAYERS = 2**31, 1000
@@ -211,6 +211,10 @@ def parse(text: str) -> Manifest:
         data.setdefault("plans", [])
     if data["version"] < [1, 2] and isinstance(model := data.get("model"), dict):
         model.setdefault("cache_dtype", "float")
+    if data["version"] < [1, 3] and isinstance(plans := data["plans"], list):
+        for plan in plans:
+            if isinstance(plan, dict):
+                plan.setdefault("weight_streaming", False)
     try:
         manifest = strict.build(Manifest, data, "manifest")
     except StrictError as error:

@@ -9,7 +9,7 @@ buffers   what graphs hand each other: a chunk's embeddings and hidden states, a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import ResourceError
 from .manifest import ModelFacts
@@ -18,6 +18,9 @@ from .plans import AxisRange, EnginePlan
 
 FLOAT_BYTES = 2
 """TensorRT's activations are float16 or bfloat16."""
+
+STREAMING_SLACK = 512 * 2**20
+"""An assumption, for nothing was streamed yet: the largest projection of the 7B model takes 136 MB in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,24 @@ def plan_engines(model: ModelFacts, plans: Iterable[EnginePlan]) -> MemoryPlan:
     return plan_memory(model, sum(plan.weight_bytes for plan in chosen), scratch, work)
 
 
+def resident_share(plan: MemoryPlan, plans: Iterable[EnginePlan], free: int) -> float:
+    """Share of the streamable weights that stays in `free` bytes of device memory: 1 (none is streamed) where all fit.
+
+    STREAMING_SLACK is left to the buffers that TensorRT streams through: it tells their size once a plan is loaded.
+    """
+    streamable = sum(each.weight_bytes for each in plans if each.weight_streaming)
+    if not streamable or plan.total <= free:
+        return 1.0
+    room = free - (plan.total - streamable) - STREAMING_SLACK
+    return min(1.0, max(0.0, room / streamable))
+
+
+def without_streamed(plan: MemoryPlan, plans: Iterable[EnginePlan], share: float) -> MemoryPlan:
+    """The plan with only that share of the streamable weights on the device."""
+    streamable = sum(each.weight_bytes for each in plans if each.weight_streaming)
+    return replace(plan, weights=plan.weights - round((1 - share) * streamable))
+
+
 def check_fits(plan: MemoryPlan, free: int) -> None:
     """Raise ResourceError, with what takes how much, where a plan does not fit into `free` bytes."""
     if plan.total > free:
@@ -75,7 +96,8 @@ def check_fits(plan: MemoryPlan, free: int) -> None:
         )
         raise ResourceError(
             f"the plans need {plan.total / 1e6:.0f} MB on the GPU ({parts}), {free / 1e6:.0f} MB are free; close other "
-            "programs, build with a smaller --capacity or --max-patches, or export with --precision int4"
+            "programs, build with a smaller --capacity or --max-patches or with --weight-streaming, or export with "
+            "--precision int4"
         )
 
 

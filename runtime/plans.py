@@ -42,6 +42,8 @@ class EnginePlan:
     weight_bytes: int
     scratch_bytes: tuple[int, ...]
     """Device memory that a run takes besides weights, inputs and outputs, by profile."""
+    weight_streaming: bool = False
+    """Whether weights that do not fit the device may stay in host memory, copied in every run; since format 1.3."""
 
 
 def check_plan(plan: EnginePlan, signature: Signature | None) -> None:

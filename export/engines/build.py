@@ -39,6 +39,7 @@ class Request:
     """Scratch memory that kernels may ask for; None leaves it to the library (all of the device's)."""
     version_compatible: bool = False
     timing_cache: Path | None = None
+    weight_streaming: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def build(library: Library, request: Request, progress: Progress | None = None) 
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     configure(library, config, request.architecture, request.version_compatible, request.timing_cache)
+    if request.weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if request.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
     if progress is not None:

@@ -40,6 +40,8 @@ class BuildOptions:
     workspace_bytes: int | None = None
     version_compatible: bool = False
     timing_cache: Path | None = None
+    weight_streaming: bool = False
+    """Let weights that do not fit the device stay in host memory."""
 
 
 class BuildProgress(Protocol):
@@ -117,6 +119,7 @@ def _requests(bundle: Bundle, options: BuildOptions, architecture: str) -> Itera
                 workspace_bytes=options.workspace_bytes,
                 version_compatible=options.version_compatible,
                 timing_cache=options.timing_cache,
+                weight_streaming=options.weight_streaming,
             )
 
 
@@ -144,6 +147,7 @@ def _plan(library: Library, request: Request, built: Built) -> EnginePlan:
         profiles=request.profiles,
         weight_bytes=built.memory.weights,
         scratch_bytes=built.memory.scratch,
+        weight_streaming=request.weight_streaming,
     )
 
 

@@ -16,14 +16,14 @@ from .. import contract
 from ..bundle import Bundle
 from ..engine import Array, Buffer, Graph
 from ..errors import CompatibilityError, ReflectRTError
-from ..memory_plan import check_fits, plan_engines
+from ..memory_plan import check_fits, plan_engines, resident_share, without_streamed
 from ..plans import EnginePlan, Machine, choose, runnable
 from . import bfloat16
 from .cuda_graph import CapturingGpu
-from .device_memory import DeviceBuffer, Pool, itemsize
+from .device_memory import Block, DeviceBuffer, Pool, itemsize
 from .tensorrt_graphs import TensorRTDecoder, TensorRTGraph, TensorRTVision, device_buffer
 from .tensorrt_library import library_for
-from .tensorrt_loading import check_engine, load_plan
+from .tensorrt_loading import check_engine, limit_weights, load_plan
 
 
 class TensorRTEngine:
@@ -42,12 +42,15 @@ class TensorRTEngine:
         major, minor = self.gpu.facts().capability
         self._machine = Machine(self._library.name, self._library.version, f"SM{major}{minor}", self._library.lean)
         chosen = {name: choose(manifest.plans, self._machine, name) for name in manifest.graphs}
-        check_fits(plan_engines(manifest.model, chosen.values()), self.gpu.free_bytes())
+        memory, free = plan_engines(manifest.model, chosen.values()), self.gpu.free_bytes()
+        self._resident = resident_share(memory, chosen.values(), free)
+        check_fits(without_streamed(memory, chosen.values(), self._resident), free)
         self._float = manifest.activation
         self.activation = bfloat16.DTYPE if self._float == "bfloat16" else np.dtype(self._float)
         self._pool = Pool(self.gpu)
         decoders = [p for p in manifest.plans if p.graph == contract.DECODER and runnable(p, self._machine)]
         self._scratch = self._pool.take(max(1, *(max(p.scratch_bytes) for p in [*chosen.values(), *decoders])))
+        self._outgrown: list[Block] = []
         self.chunk_tokens = min(max(profile["tokens"][2] for profile in plan.profiles) for plan in decoders)
         self.vision_patches = max(p["patches"][2] * p["grids"][2] for p in chosen[contract.VISION].profiles)
         self.cache_capacities = tuple(sorted({plan.capacity for plan in decoders}))
@@ -67,6 +70,7 @@ class TensorRTEngine:
         entry = self._bundle.manifest.graphs[plan.graph]
         loaded = load_plan(self._library, self._bundle.file(plan.file), plan)
         check_engine(loaded, plan, entry.signature(), self._bundle.manifest.activation)
+        limit_weights(loaded, plan, self._resident)
         return TensorRTGraph(self, plan, loaded, entry.signature())
 
     def new_context(self, loaded: Any, profile: int) -> Any:
@@ -76,8 +80,16 @@ class TensorRTEngine:
         if context is None:
             raise ReflectRTError("TensorRT makes no execution context; close other programs on the GPU and try again")
         context.set_optimization_profile_async(profile, self.gpu.stream)
-        context.set_device_memory(self._scratch.address, self._scratch.size)
+        scratch = self._scratch_of(loaded.device_memory_size_v2)
+        context.set_device_memory(scratch.address, scratch.size)
         return context
+
+    def _scratch_of(self, size: int) -> Block:
+        """The shared block, or a larger one where streaming weights takes more than the plan's record says."""
+        if size > self._scratch.size:
+            self._outgrown.append(self._scratch)  # contexts hold its address
+            self._scratch = self._pool.take(size)
+        return self._scratch
 
     def empty(self, shape: Sequence[int]) -> DeviceBuffer:
         """An uninitialised buffer of the activation type. Raises ResourceError."""

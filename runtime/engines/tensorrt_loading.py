@@ -55,6 +55,15 @@ def load_plan(library: Library, file: Path, plan: EnginePlan) -> Any:
     )
 
 
+def limit_weights(engine: Any, plan: EnginePlan, share: float) -> None:
+    """Keep that share of the weights on the device, where the plan can stream them; before the first context is made.
+
+    A plan without a budget keeps all of them there, as 1 does.
+    """
+    if plan.weight_streaming:
+        engine.weight_streaming_budget_v2 = round(share * engine.streamable_weights_size)
+
+
 def check_engine(engine: Any, plan: EnginePlan, signature: Signature, activation: str) -> None:
     """Raise BundleError where an engine's ports are not the contract's, or a cache has two addresses."""
     found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}

@@ -1,5 +1,6 @@
 """Plans for GPUs that are not here: what is built, what the manifest says of it, and what is refused."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -47,6 +48,18 @@ def test_plans_add_up_and_the_same_one_is_replaced(exports: Exports, tmp_path: P
         ("SM86", 1024),
     ]
     assert len(manifest.plans) == 4 + 5
+
+
+def test_weight_streaming_is_off_unless_asked_for(exports: Exports, tmp_path: Path) -> None:
+    folder = copied(tensorrt_bundle(exports, "bf16"), tmp_path)
+    assert not any(plan.weight_streaming for plan in build_plans(open_bundle(folder), SM86, Quiet()).plans)
+    built = build_plans(open_bundle(folder), replace(SM86, weight_streaming=True), Quiet())
+    assert all(plan.weight_streaming and plan.weight_bytes > 10_000 for plan in open_bundle(folder).manifest.plans)
+    older = json.loads(dump(built))
+    older["version"] = [1, 2]
+    for plan in older["plans"]:
+        del plan["weight_streaming"]
+    assert not any(plan.weight_streaming for plan in parse(json.dumps(older)).plans)
 
 
 def test_an_altered_plan_is_refused(exports: Exports, tmp_path: Path) -> None:

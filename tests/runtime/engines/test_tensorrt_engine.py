@@ -17,9 +17,9 @@ from reflectrt.runtime.contract import Port, Signature, cache_output, signatures
 from reflectrt.runtime.engines.device_memory import Block, DeviceBuffer
 from reflectrt.runtime.engines.tensorrt_graphs import TensorRTDecoder, TensorRTGraph, TensorRTVision
 from reflectrt.runtime.engines.tensorrt_library import Library
-from reflectrt.runtime.engines.tensorrt_loading import check_engine, load_plan
+from reflectrt.runtime.engines.tensorrt_loading import check_engine, limit_weights, load_plan
 from reflectrt.runtime.errors import BundleError, CompatibilityError, LimitError, ResourceError
-from reflectrt.runtime.memory_plan import check_fits, plan_engines
+from reflectrt.runtime.memory_plan import check_fits, plan_engines, resident_share, without_streamed
 from reflectrt.runtime.plans import EnginePlan
 
 MODEL = make_manifest().model
@@ -277,6 +277,28 @@ def test_memory_is_planned_from_the_plans_and_refused_with_its_parts() -> None:
     check_fits(plan, plan.total)
     with pytest.raises(ResourceError, match=r"weights .*KV cache .*--capacity"):
         check_fits(plan, plan.total - 1)
+
+
+def test_weights_are_streamed_only_where_they_do_not_fit_and_a_plan_allows_it() -> None:
+    large = replace(DECODER, weight_bytes=4 * 10**9)
+    streaming = replace(large, weight_streaming=True)
+    whole = plan_engines(MODEL, [large, VISION])
+    short = whole.total - 10**9
+    assert resident_share(whole, [streaming, VISION], whole.total) == 1
+    assert resident_share(whole, [large, VISION], short) == 1
+    share = resident_share(whole, [streaming, VISION], short)
+    assert 0.5 < share < 0.75
+    check_fits(without_streamed(whole, [streaming, VISION], share), short)
+    with pytest.raises(ResourceError, match="--weight-streaming"):
+        check_fits(without_streamed(whole, [large, VISION], 1), short)
+    assert resident_share(whole, [streaming, VISION], 0) == 0
+
+
+@pytest.mark.parametrize(("streams", "budget"), [(True, 250), (False, None)])
+def test_the_share_of_the_weights_is_set_on_a_plan_that_streams(streams: bool, budget: int | None) -> None:
+    engine = SimpleNamespace(streamable_weights_size=1000, weight_streaming_budget_v2=None)
+    limit_weights(engine, replace(DECODER, weight_streaming=streams), 0.25)
+    assert engine.weight_streaming_budget_v2 == budget
 
 
 def test_without_a_gpu_or_with_another_target_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
