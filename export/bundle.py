@@ -100,7 +100,7 @@ TARGETS = {
     # 1.31 is what it was measured with; older ones lack operators.
     "cuda": Target(
         cuda.lower,
-        {"fp16": torch.float16, "bf16": torch.bfloat16},
+        {"fp16": torch.float16} | dict.fromkeys(("bf16", "int8-weights", "int4"), torch.bfloat16),
         {"onnxruntime": "1.31"},
     ),
     "tensorrt": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt": OLDEST["tensorrt"]}),

@@ -17,17 +17,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from ..quantize.lazy import Array, add_initializer, data
-from .quantized_linears import (
-    BITS,
-    QuantizedLinear,
-    QuantizedTable,
-    find_quantized_linears,
-    find_quantized_tables,
-    pack_blocks,
-)
+from ..quantize.lazy import add_initializer
+from .block_weights import MICROSOFT, block_look_up, block_product, take_over
+from .quantized_linears import QuantizedLinear, find_quantized_linears, find_quantized_tables
 
-MICROSOFT = "com.microsoft"
 ZERO_POINT = 128
 CHANNEL_BLOCK = 128
 """Inputs of a block where a whole channel shares its scale, which the kernel cannot say: it is then repeated."""
@@ -43,9 +36,9 @@ def lower_quantized(model: ir.Model) -> None:
             continue
         static = linear.input_scale is not None and linear.input_axis == 0
         node = _integer_product(model.graph, linear, rounded) if static else _block_product(model.graph, linear)
-        _take_over(linear.result, node.outputs[0])
+        take_over(linear.result, node.outputs[0])
     for table in list(find_quantized_tables(model)):
-        _take_over(table.node.outputs[0], _look_up(model.graph, table))
+        take_over(table.node.outputs[0], block_look_up(model.graph, table, table.block or CHANNEL_BLOCK))
     model.opset_imports[MICROSOFT] = 1
     passes.RemoveUnusedNodesPass()(model)
 
@@ -82,90 +75,11 @@ def _zero_point(graph: ir.Graph) -> ir.Value:
 
 
 def _block_product(graph: ir.Graph, linear: QuantizedLinear) -> ir.Node:
-    packed = _PackedWeight(linear.weight, linear.scale, linear.input_axis, linear.block)
-    weight = packed.weight_initializer(graph, (packed.rows, packed.blocks, packed.bytes))
-    node = ir.node(
-        "MatMulNBits",
-        [linear.x, weight, packed.scale_initializer(graph), None, None, linear.bias_value],
-        {
-            "K": linear.inputs,
-            "N": linear.outputs,
-            "bits": packed.bits,
-            "block_size": packed.block,
-            "accuracy_level": INT8_COMPUTE,
-        },
-        domain=MICROSOFT,
-        name=f"{linear.name}/MatMulNBits",
-    )
+    node = block_product(graph, linear, linear.block or CHANNEL_BLOCK, linear.bias_value, INT8_COMPUTE)
     return _placed(graph, linear, node)
-
-
-def _look_up(graph: ir.Graph, table: QuantizedTable) -> ir.Value:
-    """Rows of a table; the columns that fill up its last block are cut off."""
-    packed = _PackedWeight(table.weight, table.scale, 1, table.block)
-    weight = packed.weight_initializer(graph, (packed.rows, packed.blocks * packed.bytes))
-    attributes = {"gather_axis": 0, "quantize_axis": 1, "bits": packed.bits, "block_size": packed.block}
-    node = ir.node(
-        "GatherBlockQuantized",
-        [weight, table.ids, packed.scale_initializer(graph)],
-        attributes,
-        domain=MICROSOFT,
-        name=f"{table.node.name}BlockQuantized",
-    )
-    graph.insert_before(table.node, node)
-    if packed.blocks * packed.block == table.width:
-        return node.outputs[0]
-    ends = [_constant(graph, name, value) for name, value in (("first", 0), ("width", table.width), ("last_axis", -1))]
-    cut = ir.node("Slice", [node.outputs[0], *ends])
-    graph.insert_before(table.node, cut)
-    return cut.outputs[0]
-
-
-def _constant(graph: ir.Graph, name: str, value: int) -> ir.Value:
-    return add_initializer(graph, name, ir.DataType.INT64, (1,), lambda: np.array([value], np.int64))
-
-
-class _PackedWeight:
-    """A weight and its scales in the layout of the kernels that read blocks: rows are output channels or tokens."""
-
-    def __init__(self, weight: ir.Value, scale: ir.Value, input_axis: int, block: int) -> None:
-        shape = weight.shape.numpy() if weight.shape else ()
-        self.weight, self.scale, self.input_axis = weight, scale, input_axis
-        self.rows, inputs = shape[1 - input_axis], shape[input_axis]
-        self.bits, self.block = BITS[weight.dtype or ir.DataType.UNDEFINED], block or CHANNEL_BLOCK
-        self.blocks, self.bytes = -(-inputs // self.block), self.block * self.bits // 8
-
-    def weight_initializer(self, graph: ir.Graph, shape: tuple[int, ...]) -> ir.Value:
-        """uint8, the bytes of [rows, blocks, bytes] in another shape."""
-
-        def packed() -> Array:
-            numbers = data(self.weight).astype(np.int8)
-            return pack_blocks(self._by_row(numbers), self.bits, self.block).reshape(shape)
-
-        return add_initializer(graph, f"{self.weight.name}_packed", ir.DataType.UINT8, shape, packed)
-
-    def scale_initializer(self, graph: ir.Graph) -> ir.Value:
-        """[rows, blocks]."""
-
-        def repeated() -> Array:
-            scales = data(self.scale)
-            return np.repeat(scales[:, None], self.blocks, axis=1) if scales.ndim == 1 else self._by_row(scales)
-
-        dtype, shape = self.scale.dtype or ir.DataType.FLOAT, (self.rows, self.blocks)
-        return add_initializer(graph, f"{self.scale.name}_packed", dtype, shape, repeated)
-
-    def _by_row(self, numbers: Array) -> Array:
-        return numbers if self.input_axis == 1 else numbers.T
 
 
 def _placed(graph: ir.Graph, linear: QuantizedLinear, node: ir.Node) -> ir.Node:
     """The node where the Linear's last one is."""
     graph.insert_before(linear.nodes[-1], node)
     return node
-
-
-def _take_over(old: ir.Value, new: ir.Value) -> None:
-    """Everything that reads the old value, the graph's caller included, reads the new one under the same name."""
-    new.name, new.shape, new.type = old.name, old.shape, old.type
-    old.name = f"{old.name}_replaced"
-    old.replace_all_uses_with(new, replace_graph_outputs=True)

@@ -7,6 +7,7 @@
     MLPs of an inner width that tensor cores do not like ->  padded (`export/lower/cuda_align.py`)
     windowed attention of the vision encoder             ->  PackedMultiHeadAttention (`export/lower/cuda_vision.py`)
     biases of its wide products                          ->  a column of ones (`export/lower/cuda_bias.py`)
+    quantized weights                                    ->  MatMulNBits (`export/lower/cuda_quantized.py`)
 
 The decoder's steps run as CUDA graphs, which allow no copy between host and device: what is computed from shapes stays
 on the host, what is computed from `past_length` on the device, and nothing mixes the two. Gate and up stay apart: side
@@ -27,6 +28,7 @@ from .cuda_align import align_inner_width
 from .cuda_bias import fold_biases
 from .cuda_half import multiply_in_half
 from .cuda_pack import pack_projections
+from .cuda_quantized import dequantize, lower_quantized
 from .cuda_vision import pack_windows
 
 MICROSOFT = cpu.MICROSOFT
@@ -35,6 +37,8 @@ MICROSOFT = cpu.MICROSOFT
 def lower(model: ir.Model) -> ir.Model:
     """The portable model rewritten in place for ONNX Runtime's CUDA provider."""
     model.opset_imports[MICROSOFT] = 1
+    if any(value.name == "patches" for value in model.graph.inputs):
+        dequantize(model)
     pack_windows(model)
     positions = next((value for value in model.graph.inputs if value.name == "positions"), None)
     rules = [
@@ -46,6 +50,7 @@ def lower(model: ir.Model) -> ir.Model:
     ]
     RewriteRuleSet(rules).apply_to_model(model)
     pack_projections(model)
+    lower_quantized(model)
     align_inner_width(model)
     fold_biases(model)
     multiply_in_half(model)

@@ -62,7 +62,7 @@ def fold_biases(model: ir.Model) -> None:
     }
     if not worth:
         return
-    column = _column(model.graph, next(iter(worth)))
+    column = _column(model.graph, _dtype(next(iter(worth.values()))[0].weight))
     for x, products in worth.items():
         _fold(model.graph, x, column, products)
 
@@ -89,15 +89,16 @@ def _parts(total: ir.Value, width: int) -> tuple[Part, ...]:
     return (Part(total, 0, width),)
 
 
-def _column(graph: ir.Graph, x: ir.Value) -> ir.Value:
+def _column(graph: ir.Graph, dtype: ir.DataType) -> ir.Value:
     """1, 0, 0 ... for every patch: [G, N, MULTIPLE], so that the width stays one that tensor cores like."""
     patches = next(value for value in graph.inputs if value.name == "patches")
     op = Nodes()
     first = np.zeros(MULTIPLE, np.float32)
     first[0] = 1
-    row = op.Cast(op.Constant(value=ir.tensor(first)), to=_dtype(x))
+    row = op.Cast(op.Constant(value=ir.tensor(first)), to=dtype)
     sizes = op.Concat(op.Shape(patches, start=0, end=2), constant(op, [MULTIPLE]), axis=0)
     ones = op.Expand(row, sizes)
+    ones.type = ir.TensorType(dtype)
     graph.insert_before(graph[0], list(op.nodes))
     return ones
 
@@ -106,7 +107,7 @@ def _fold(graph: ir.Graph, x: ir.Value, column: ir.Value, products: list[BiasedP
     first = min((product.node for product in products), key=list(graph).index)
     op = Nodes()
     wide = op.Concat(x, column, axis=-1)
-    wide.type, wide.shape = x.type, _with_width(x, _width(x) + MULTIPLE)
+    wide.type, wide.shape = column.type, _with_width(x, _width(x) + MULTIPLE)
     graph.insert_before(first, list(op.nodes))
     for product in products:
         for part in product.parts:

@@ -1,0 +1,63 @@
+"""Quantized weights for ONNX Runtime's CUDA provider.
+
+    8- and 4-bit weights of the decoder and the head  ->  MatMulNBits in blocks of 32, laid out anew for its fast
+                                                          kernels while the bundle is loaded
+    the token table                                   ->  GatherBlockQuantized
+    the vision encoder's                              ->  rounded, then dequantized while the bundle is written: of
+                                                          16,000 rows a product reads its weights once either way
+
+Rounded activations have no place here: MatMulInteger reaches 129 of an H100's 1,979 TOP/s, QOrderedMatMul does not
+initialise, and GemmFloat8 waits for the device in every call and is slow with one row (`docs/cuda.md`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from ..quantize.lazy import Array, add_initializer, data
+from .block_weights import MICROSOFT, block_look_up, block_product, take_over
+from .quantized_linears import find_quantized_linears, find_quantized_tables
+
+BLOCK = 32
+"""What the fast kernels of onnxruntime-gpu 1.31 read; larger blocks and whole channels repeat their scale."""
+
+
+def lower_quantized(model: ir.Model) -> None:
+    """Rewrite the quantized Linears and tables of a portable decoder, head or embed graph in place."""
+    for linear in list(find_quantized_linears(model)):
+        if linear.input_scale is not None:
+            raise ValueError(f"{linear.name} rounds its activations, which the CUDA target does not run")
+        node = block_product(model.graph, linear, BLOCK, bias=None)
+        model.graph.insert_before(linear.node, node)
+        take_over(linear.node.outputs[0], node.outputs[0])
+    for table in list(find_quantized_tables(model)):
+        take_over(table.node.outputs[0], block_look_up(model.graph, table, BLOCK))
+    model.opset_imports[MICROSOFT] = 1
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def dequantize(model: ir.Model) -> None:
+    """Put dequantized weights, computed while they are written, in the place of quantized ones."""
+    for linear in list(find_quantized_linears(model)):
+        back = linear.node.inputs[1]
+        if back is None or back.dtype is None:
+            raise ValueError(f"{linear.name} has no weight")
+        weight, scale, axis, block = linear.weight, linear.scale, linear.input_axis, linear.block
+
+        def floats(
+            weight: ir.Value = weight, scale: ir.Value = scale, axis: int = axis, block: int = block
+        ) -> Array:  # fmt: skip
+            numbers, steps = data(weight).astype(np.float32), data(scale)
+            if block:
+                steps = np.take(steps, np.arange(numbers.shape[axis]) // block, axis=axis)
+            else:
+                steps = np.expand_dims(steps, axis)
+            return (numbers * steps.astype(np.float32)).astype(steps.dtype)
+
+        name = str(weight.name).removesuffix("_quantized")
+        shape = weight.shape.numpy() if weight.shape else ()
+        plain = add_initializer(model.graph, name, back.dtype, shape, floats)
+        linear.node.replace_input_with(1, plain)
+    passes.RemoveUnusedNodesPass()(model)

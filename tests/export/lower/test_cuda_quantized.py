@@ -1,0 +1,109 @@
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from exports import Exports, Silence
+from onnx_ir import external_data
+from recipes import uniform
+from reflectrt.export.bundle import ExportPlan, export_bundle
+from reflectrt.export.checkpoint import Checkpoint
+from reflectrt.export.lower import cuda
+from reflectrt.export.quantize.apply import quantize
+from reflectrt.export.quantize.plain import default_recipe
+
+LAYERS = 2
+
+
+def quantized(exports: Exports, graph: str, precision: str) -> ir.Model:
+    """A float32 graph with quantized weights, as every lowering gets it."""
+    model = external_data.load_to_model(ir.load(exports.portable(graph)))
+    recipe = default_recipe(Checkpoint.open(exports.checkpoint()), precision)
+    assert recipe is not None
+    quantize(model, recipe, graph)
+    return model
+
+
+def run(model: ir.Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    options = ort.SessionOptions()
+    # Optimised, weights behind a DequantizeLinear would be multiplied by activations that are rounded to 8 bits.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def decoder_inputs(model: ir.Model, past: int, tokens: int) -> dict[str, np.ndarray]:
+    random, free = np.random.default_rng(0), {"tokens": tokens, "capacity": 64}
+    found = {}
+    for value in model.graph.inputs:
+        shape = [axis if isinstance(axis, int) else free[str(axis)] for axis in value.shape]  # type: ignore[union-attr]
+        found[str(value.name)] = random.normal(size=shape).astype(np.float32)
+    found["positions"] = np.tile(np.arange(past, past + tokens), (3, 1))
+    found["past_length"] = np.array([past])
+    return found
+
+
+@pytest.mark.parametrize("precision", ["int8-weights", "int4"])
+def test_the_decoder_gives_the_quantized_graph_s_numbers(exports: Exports, precision: str) -> None:
+    model = quantized(exports, "decoder", precision)
+    inputs = decoder_inputs(model, past=3, tokens=9)
+    wanted = run(model, inputs)["hidden_post_norm"]
+    lowered = cuda.lower(model)
+    counts = Counter(node.op_type for node in lowered.graph)
+    assert counts["MatMulNBits"] == 5 * LAYERS  # q, k and v are one
+    assert counts["MatMul"] == counts["DequantizeLinear"] == 0
+    np.testing.assert_allclose(run(lowered, inputs)["hidden_post_norm"], wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("precision", ["int8-weights", "int4"])
+def test_blocks_are_those_of_the_fast_kernels(exports: Exports, precision: str) -> None:
+    for graph in ("decoder", "head"):
+        for node in cuda.lower(quantized(exports, graph, precision)).graph:
+            if node.op_type == "MatMulNBits":
+                assert node.attributes["block_size"].as_int() == 32
+                assert len(node.inputs) == 3  # the kernels take neither zero points nor a bias
+
+
+@pytest.mark.parametrize("precision", ["int8-weights", "int4"])
+def test_head_and_table_give_the_quantized_graph_s_numbers(exports: Exports, precision: str) -> None:
+    hidden = np.random.default_rng(2).normal(size=(1, 1, 48)).astype(np.float32)
+    for graph, feeds in (("head", {"hidden": hidden}), ("embed", {"ids": np.array([[3, 0, 11]])})):
+        model = quantized(exports, graph, precision)
+        names = [str(value.name) for value in model.graph.inputs]
+        inputs = dict(zip(names, feeds.values(), strict=True))
+        ((_, wanted),) = run(model, inputs).items()
+        ((_, found),) = run(cuda.lower(model), inputs).items()
+        np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_vision_weights_are_rounded_and_kept_as_floats(exports: Exports) -> None:
+    """Of thousands of rows a product reads its weights once either way: blocks would only cost time."""
+    model = quantized(exports, "vision", "int8-weights")
+    prefix = "model.visual.blocks.1.attn.proj.weight"
+    numbers, scale = (model.graph.initializers[f"{prefix}_{kind}"].const_value for kind in ("quantized", "scale"))
+    assert numbers is not None and scale is not None
+    cuda.lower(model)
+    assert Counter(node.op_type for node in model.graph)["DequantizeLinear"] == 0
+    plain = model.graph.initializers[prefix].const_value
+    assert plain is not None
+    np.testing.assert_allclose(plain.numpy(), numbers.numpy() * scale.numpy(), rtol=1e-6)
+
+
+def test_rounded_activations_are_refused(exports: Exports) -> None:
+    model = external_data.load_to_model(ir.load(exports.portable("decoder")))
+    quantize(model, uniform(Checkpoint.open(exports.checkpoint()), "int8"), "decoder")
+    with pytest.raises(ValueError, match="rounds its activations"):
+        cuda.lower(model)
+
+
+def test_bundles_keep_their_weights_once(exports: Exports, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    checkpoint = Checkpoint.open(exports.checkpoint())
+    sizes = {}
+    for precision in ("bf16", "int8-weights", "int4"):
+        manifest = export_bundle(checkpoint, tmp_path / precision, ExportPlan("cuda", precision), Silence())
+        assert manifest.activation == "bfloat16"
+        sizes[precision] = manifest.files["decoder.onnx.data"].size
+    assert sizes["int4"] < sizes["int8-weights"] < sizes["bf16"]
