@@ -90,8 +90,11 @@ class OrtCpuEngine:
             )
         check_version(manifest.engine.get("onnxruntime", "0"))
         self.activation = np.dtype(manifest.activation)
-        options = _options(threads or len(os.sched_getaffinity(0)), operator_times)
-        self._graphs = {name: self._load(bundle, name, entry, options) for name, entry in manifest.graphs.items()}
+        threads = threads or len(os.sched_getaffinity(0))
+        self._graphs = {
+            name: self._load(bundle, name, entry, _options(threads, operator_times and operator_times / name))
+            for name, entry in manifest.graphs.items()
+        }
 
     def _load(self, bundle: Bundle, name: str, entry: GraphEntry, options: ort.SessionOptions) -> OrtGraph:
         return OrtGraph(_open(bundle, name, entry, options), name)
@@ -132,11 +135,12 @@ class OrtCpuEngine:
         return available_bytes()
 
 
-def _options(threads: int, operator_times: Path | None = None) -> ort.SessionOptions:
+def _options(threads: int, profile: Path | None = None) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    if operator_times:
+    if profile:
         options.enable_profiling = True
-        options.profile_file_prefix = str(operator_times / "graph")
+        # ONNX Runtime adds the time in whole seconds: graphs opened in the same one must not share a file.
+        options.profile_file_prefix = str(profile)
     options.log_severity_level = QUIET
     options.intra_op_num_threads = threads
     # Shapes change from run to run (chunks, steps): a pattern planned for one shape only costs memory for the next.

@@ -88,6 +88,8 @@ def test_memory_and_operators(written):
         assert 0 < len(ranked) <= 10
         assert ranked == sorted(ranked, key=lambda each: -each["seconds"])
     assert any(each["name"].startswith("layers.*.") for each in profile["operators"]["decoder"])
+    assert {each["op"] for each in profile["operators"]["embed"]} == {"Gather"}
+    assert not any(each["op"] == "GroupQueryAttention" for each in profile["operators"]["head"])
 
 
 @pytest.mark.parametrize(
