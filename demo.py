@@ -6,6 +6,7 @@ any other. The questions are of the kinds that the checkpoint is good at; its RE
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,9 @@ from time import perf_counter
 
 from .bench import needle
 from .bench.needle.write import write_media
+from .cli import run_guarded
 from .runtime import Answer, load
+from .runtime.errors import UsageError
 
 BUNDLE = Path(__file__).parent / "assets" / "demo"
 SEED = 20  # of films over clips that training kept away from
@@ -23,8 +26,12 @@ QUESTIONS, FRAMES = 10, 32
 MANY = 1000  # films to draw from; those that are too long or of another kind are never made
 
 
-def main() -> None:
+def main() -> int:
     """Ask, show each answer with its time, count the right ones."""
+    if not BUNDLE.is_dir():
+        raise UsageError(
+            "the demo's checkpoint is in the repository, not in the installed package; run `make demo` there"
+        )
     start = perf_counter()
     model = load(BUNDLE)
     manifest = model.manifest
@@ -42,6 +49,7 @@ def main() -> None:
             )
             show(answer, question.options, question.label)
     print(f"{right} of {QUESTIONS} right, {perf_counter() - start:.0f} s in all, the making of the films included")
+    return 0
 
 
 def films() -> Iterator[needle.VideoItem]:
@@ -62,4 +70,4 @@ def show(answer: Answer, options: tuple[str, ...], label: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_guarded(main))
