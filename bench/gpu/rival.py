@@ -6,7 +6,7 @@ multiplied by zero (`bench/torch_loop.py` has the same loop for the CPU).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -55,12 +55,13 @@ class Rival:
     @torch.no_grad()
     def _load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         state = self.model.state_dict()
+        absent = _with_thirds(state)
         for name, values in tensors:
-            if name in state:
-                target = state.pop(name)
+            if name in absent:
+                target = absent.pop(name)
                 target.copy_(values.reshape(target.shape))
-        if state:
-            raise ValueError(f"no weights for {sorted(state)[:5]}")
+        if absent:
+            raise ValueError(f"no weights for {sorted(absent)[:5]}")
 
     @torch.no_grad()
     def answer(
@@ -131,6 +132,16 @@ class Rival:
         grid = torch.tensor([DUMMY_GRID], device=self.device)
         pixels = torch.zeros(int(grid.prod()), self.vision_facts.patch_values, dtype=torch.bfloat16, device=self.device)
         self.model.model.visual(pixels, grid_thw=grid)
+
+
+def _with_thirds(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name; queries, keys and values of the vision encoder apart, as views: `....qkv.0.weight`."""
+    found = {}
+    for name, tensor in state.items():
+        stem, _, kind = name.rpartition(".")
+        thirds = tensor.chunk(3) if stem.endswith(".qkv") else ()
+        found |= {f"{stem}.{place}.{kind}": third for place, third in enumerate(thirds)} or {name: tensor}
+    return found
 
 
 def _normalised(patches: Tensor, vision: VisionFacts) -> Tensor:

@@ -24,6 +24,9 @@ from ...export.graphs.head import Head
 from ...export.graphs.vision import Vision
 from ...export.inputs import GraphConfig
 from ...export.prompt import prompt_tokens
+from ...export.quantize.apply import quantize
+from ...export.quantize.plain import default_recipe
+from ...export.recipe import Recipe
 from ...export.tensors import TensorRef, expected_shapes
 from ...export.trace import trace
 from ...export.weights import ALIGNMENT, bind_weights
@@ -46,15 +49,26 @@ def write_skeleton(folder: Path, precision: str, text: TextFacts = TEXT_7B, visi
     with tempfile.TemporaryDirectory() as small:
         checkpoint = _shaped(Checkpoint.open(make_checkpoint(Path(small) / "checkpoint")), text, vision)
         (folder / TOKENIZER).write_bytes((checkpoint.path / TOKENIZER).read_bytes())
+        recipe = _decoder_only(default_recipe(checkpoint, precision))
         signatures = contract.signatures(_model_facts(checkpoint, MAX_CONTEXT).sizes())
         sizes: dict[str, int] = {}
         for name, make in _makers(text, vision).items():
             model = trace(make, GraphConfig(signatures[name], dtype), name)
             bind_weights(model, checkpoint, dtype)
+            if recipe is not None:
+                quantize(model, recipe, name)
             sizes[f"{name}.onnx.data"] = _point_at_file(target.lower(model), f"{name}.onnx.data")
             ir.save(model, folder / f"{name}.onnx")
         manifest = _manifest(checkpoint, precision, dtype, signatures, sizes)
     (folder / manifests.FILE_NAME).write_text(manifests.dump(manifest), encoding="utf-8")
+
+
+def _decoder_only(recipe: Recipe | None) -> Recipe | None:
+    """A recipe without its part for the vision encoder: what that computes with is bfloat16 all the same."""
+    if recipe is None:
+        return None
+    graphs = {name: graph for name, graph in recipe.graphs.items() if name != contract.VISION}
+    return replace(recipe, graphs=graphs)
 
 
 def _shaped(checkpoint: Checkpoint, text: TextFacts, vision: VisionFacts) -> Checkpoint:

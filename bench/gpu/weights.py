@@ -7,30 +7,33 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 from pathlib import Path
 
 import onnx
 import torch
 from torch import Tensor
 
+from ...export.lower.cuda_align import MULTIPLE
 from .shape import VISION_7B
 
 WRITERS = 4
 PACKED = "q_proj+k_proj+v_proj"
 KV_SHARE = (28, 4, 4)
 """Heads of queries, keys and values in the 7B shape."""
-INNER_AXIS = {
-    "gate_proj.weight": -1,
-    "gate_proj.bias": -1,
-    "up_proj.weight": -1,
-    "up_proj.bias": -1,
-    "down_proj.weight": 0,
-}
-"""Which axis of an MLP's tensors, stored [in, out], is the inner width, which the lowering pads."""
+INNER_AXIS = {"gate_proj": -1, "up_proj": -1, "down_proj": 0}
+"""Which axis of an MLP's matrices, stored [in, out], is the inner width, which the lowering pads."""
+AFFINE = ".affine"
+"""Matrices with their bias as a row behind the last, and zeros behind that to a multiple of 8."""
+NUMBERS, SCALE = "_quantized_packed", "_scale_packed"
+"""How the tensors of a quantized matrix end."""
+SHARED = 32
+"""Inputs of a quantized matrix that share a scale."""
+SPREAD = {8: 73.9, 4: 4.6}
+"""Standard deviation of uniform signed numbers of so many bits."""
 
 
 @dataclass(frozen=True)
@@ -42,48 +45,73 @@ class Place:
     dtype: torch.dtype
     file: str
     offset: int
+    bits: int = 16
+    """Of the numbers that a scale belongs to."""
 
 
 def places(folder: Path) -> Iterator[Place]:
     """Every initializer of the skeleton's graphs that is stored beside them."""
-    types = {onnx.TensorProto.BFLOAT16: torch.bfloat16, onnx.TensorProto.FLOAT16: torch.float16}
+    types = {
+        onnx.TensorProto.BFLOAT16: torch.bfloat16,
+        onnx.TensorProto.FLOAT16: torch.float16,
+        onnx.TensorProto.UINT8: torch.uint8,
+    }
     for graph in sorted(folder.glob("*.onnx")):
-        for tensor in onnx.load(graph, load_external_data=False).graph.initializer:
+        tensors = {t.name: t for t in onnx.load(graph, load_external_data=False).graph.initializer if t.external_data}
+        for name, tensor in tensors.items():
             external = {entry.key: entry.value for entry in tensor.external_data}
-            if external:
-                where, offset = external["location"], int(external.get("offset", 0))
-                dtype = types.get(tensor.data_type, torch.float32)
-                yield Place(tensor.name, tuple(tensor.dims), dtype, where, offset)
+            where, offset = external["location"], int(external.get("offset", 0))
+            dtype, dims = types.get(tensor.data_type, torch.float32), tuple(tensor.dims)
+            numbers = tensors.get(name.replace(SCALE, NUMBERS)) if name.endswith(SCALE) else None
+            bits = 8 * prod(numbers.dims) // (prod(dims) * SHARED) if numbers is not None else 16
+            yield Place(name, dims, dtype, where, offset, bits)
 
 
 def draw(place: Place, device: str = "cuda") -> Tensor:
     """An initializer's values, on the device."""
     generator = torch.Generator(device).manual_seed(zlib.crc32(place.name.encode()))
+    if place.dtype == torch.uint8:
+        return torch.randint(0, 256, place.shape, generator=generator, device=device, dtype=torch.uint8)
     values = torch.randn(place.shape, generator=generator, device=device)
-    if len(place.shape) == 1:
+    if place.name.endswith(SCALE):
+        values = _steps(place, values)
+    elif len(place.shape) == 1:
         values = 1 + 0.1 * values if "bias" not in place.name else 0.1 * values
     else:
         fan_in = place.shape[1] if "embed_tokens" in place.name or "lm_head" in place.name else place.shape[0]
         values /= 1 if "embed_tokens" in place.name else sqrt(fan_in)
-    padding = _padding(place)
-    if padding is not None:
-        padding(values).zero_()
+    if _is_padded(place):
+        _padding(place, values).zero_()
     return values.to(place.dtype)
 
 
-def _padding(place: Place) -> Callable[[Tensor], Tensor] | None:
-    """The part of an MLP's tensor that the lowering added to its inner width; None where there is none."""
-    suffix = ".".join(place.name.split(".")[-2:])
-    if "visual" not in place.name or suffix not in INNER_AXIS:
-        return None
-    axis, inner = INNER_AXIS[suffix], VISION_7B.mlp
-    return lambda values: values.narrow(axis, inner, values.shape[axis] - inner)
+def _steps(place: Place, values: Tensor) -> Tensor:
+    """Scales [out, in / SHARED] that give random numbers a matrix's deviation."""
+    wanted = 1.0 if "embed_tokens" in place.name else 1 / sqrt(place.shape[1] * SHARED)
+    return wanted / SPREAD[place.bits] * (1 + 0.05 * values)
+
+
+def _is_padded(place: Place) -> bool:
+    outward = place.name.endswith("down_proj.bias")  # as wide as the block, not as the MLP inside
+    return "visual" in place.name and _module(place.name) in INNER_AXIS and not outward
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".bias").removesuffix(".weight").removesuffix(AFFINE).rpartition(".")[2]
+
+
+def _padding(place: Place, values: Tensor) -> Tensor:
+    """The part of an MLP's tensor that the lowering added to its inner width."""
+    axis, inner = _inner_axis(place), VISION_7B.mlp
+    return values.narrow(axis, inner, values.shape[axis] - inner)
 
 
 def _without_padding(place: Place, values: Tensor) -> Tensor:
-    suffix = ".".join(place.name.split(".")[-2:])
-    padded = _padding(place) is not None
-    return values.narrow(INNER_AXIS[suffix], 0, VISION_7B.mlp) if padded else values
+    return values.narrow(_inner_axis(place), 0, VISION_7B.mlp) if _is_padded(place) else values
+
+
+def _inner_axis(place: Place) -> int:
+    return 0 if len(place.shape) == 1 else INNER_AXIS[_module(place.name)]
 
 
 def fill(folder: Path, device: str = "cuda") -> int:
@@ -107,13 +135,22 @@ def _write(handle: int, place: Place, device: str) -> int:
 
 
 def transformers_tensors(place: Place, values: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """An initializer as the tensors of transformers' state dict: matrices are [out, in] there, q, k and v apart."""
-    parts = [(place.name, _without_padding(place, values))]
-    if PACKED in place.name:
+    """An initializer as tensors of transformers' state dict: matrices are [out, in] there, q, k and v apart.
+
+    A third of the vision encoder's query-key-value matrix is named by its place: `....qkv.0.weight`.
+    """
+    name, values = place.name.removesuffix(".half"), _without_padding(place, values)
+    if name.endswith(AFFINE):
+        inputs, stem = values.shape[0] - MULTIPLE, name.removesuffix(AFFINE)
+        parts = [(f"{stem}.weight", values[:inputs]), (f"{stem}.bias", values[inputs])]
+    elif PACKED in name:
         out = values.shape[-1]
         heads = out * KV_SHARE[0] // sum(KV_SHARE)
         widths = [heads, (out - heads) // 2, (out - heads) // 2]
-        names = [place.name.replace(PACKED, part) for part in ("q_proj", "k_proj", "v_proj")]
+        names = [name.replace(PACKED, part) for part in ("q_proj", "k_proj", "v_proj")]
         parts = list(zip(names, torch.split(values, widths, dim=-1), strict=True))
-    for name, part in parts:
-        yield name, part if part.dim() == 1 or "embed_tokens" in name or "lm_head" in name else part.t()
+    else:
+        parts = [(name, values)]
+    for part_name, part in parts:
+        whole = part.dim() == 1 or "embed_tokens" in part_name or "lm_head" in part_name
+        yield part_name, part if whole else part.t()
