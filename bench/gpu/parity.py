@@ -1,24 +1,39 @@
 """Is a GPU's bundle the CPU's? The same questions to both: letters, reflection states, free text's tokens.
 
-`answers` runs on either machine; its arrays go into one .npz, so that the two need not be the same machine.
+    python -m reflectrt.bench.gpu.parity ask BUNDLE FOLDER --limit 500 [--part 1/8] # on either machine, for each bundle
+    python -m reflectrt.bench.gpu.parity compare GPU CPU                            # two such folders; prints JSON
+
+Questions are needle questions, every other one about a film. Answers go into files, so that the machines need not be
+the same, nor the processes that share the questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import argparse
+import json
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...runtime.session import Model
+from ...runtime import load
+from ...runtime.session import Model, Session
+from ..evaluate import GENERATORS
+from ..needle.write import write_media
 from ..reference_inputs import Medium
+from ..reflection import Part
 from ..synthetic import SyntheticMedia
 
 GRIDS = ((1, 8, 8), (1, 12, 24), (3, 10, 14), (4, 16, 6), (2, 18, 22))
 QUESTIONS = ("Which colour is the car?", "How many people cross the street?", "What does the sign say?")
 OPTIONS = ("red", "blue", "green", "yellow")
+STEPS = 4
+WHOLE = Part()
 TIE = 0.02
 """Letters may differ where the CPU's two best scores are as near as this."""
 
@@ -26,16 +41,29 @@ Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A question about a medium; `digest` tells whether two machines made the same one."""
+
+    open: Callable[[Model], Session]
+    question: str
+    options: tuple[str, ...]
+    digest: int
+    number: int
+
+
+@dataclass(frozen=True)
 class Agreement:
     """How often the letters are the same (ties apart), how often the text's tokens are, and the worst cosine."""
 
     questions: int
+    media_equal: float
     letters_equal: float
     letters_equal_or_tied: float
     tokens_equal: float
     score_difference: float
     reflection_cosine: list[float]
     """The lowest of all questions, after each reflection step."""
+    reflection_cosine_median: list[float]
 
 
 def media(count: int, seed: int) -> Iterator[Medium]:
@@ -49,17 +77,41 @@ def media(count: int, seed: int) -> Iterator[Medium]:
         yield Medium("image" if grid[0] == 1 else "video", patches, grid)
 
 
-def answers(model: Model, count: int = 100, seed: int = 5, steps: int = 4, text_tokens: int = 8) -> Arrays:
-    """Scores [count, options], reflection [count, K, D] and tokens [count, text_tokens] (-1 behind the end)."""
-    scores, reflection, tokens = [], [], []
+def colours(count: int = 100, seed: int = 5) -> Iterator[Asked]:
+    """Questions that need no files, for random checkpoints."""
     for index, medium in enumerate(media(count, seed)):
-        session = model.open(SyntheticMedia(medium))
-        choice = session.ask(QUESTIONS[index % len(QUESTIONS)], OPTIONS, steps=steps)
-        scores.append(list((choice.option_scores or {}).values()))
-        reflection.append(choice.reflection)
-        text = session.ask(QUESTIONS[index % len(QUESTIONS)], steps=0, max_new_tokens=text_tokens).tokens
-        tokens.append([*text, *[-1] * text_tokens][:text_tokens])
-    return {"scores": np.array(scores), "reflection": np.stack(reflection), "tokens": np.array(tokens)}
+        shown = SyntheticMedia(medium)
+        question = QUESTIONS[index % len(QUESTIONS)]
+        yield Asked(
+            lambda model, shown=shown: model.open(shown), question, OPTIONS, zlib.crc32(medium.patches.tobytes()), index
+        )  # type: ignore[misc]
+
+
+def needles(count: int, seed: int, folder: Path, part: Part = WHOLE) -> Iterator[Asked]:
+    """Needle questions about pictures and films in turn; a file under `folder` lives until the next question."""
+    tasks = [GENERATORS[task](seed, -(-count // len(GENERATORS))) for task in sorted(GENERATORS)]
+    for index in range(count):
+        item = next(tasks[index % len(tasks)])
+        if part.has(index):
+            file = write_media(item, folder)
+            digest, question = zlib.crc32(file.read_bytes()), item.question
+            yield Asked(lambda model, file=file: model.open(str(file)), question.text, question.options, digest, index)  # type: ignore[misc]
+            file.unlink()
+
+
+def answers(model: Model, asked: Iterable[Asked], steps: int = STEPS, text_tokens: int = 8) -> Arrays:
+    """Scores [count, options], reflection [count, K, D], tokens [count, text_tokens] (-1 behind the end), digests."""
+    found: dict[str, list[Any]] = {"scores": [], "reflection": [], "tokens": [], "digests": [], "numbers": []}
+    for item in asked:
+        session = item.open(model)
+        choice = session.ask(item.question, item.options, steps=steps)
+        text = session.ask(item.question, steps=0, max_new_tokens=text_tokens).tokens
+        found["scores"].append(list((choice.option_scores or {}).values()))
+        found["reflection"].append(choice.reflection)
+        found["tokens"].append([*text, *[-1] * text_tokens][:text_tokens])
+        found["digests"].append(item.digest)
+        found["numbers"].append(item.number)
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def compare(found: Arrays, wanted: Arrays) -> Agreement:
@@ -71,9 +123,49 @@ def compare(found: Arrays, wanted: Arrays) -> Agreement:
     cosines = (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
     return Agreement(
         len(same),
+        float((found["digests"] == wanted["digests"]).mean()),
         float(same.mean()),
         float((same | tied).mean()),
         float((found["tokens"] == wanted["tokens"]).all(1).mean()),
         float(np.abs(found["scores"] - wanted["scores"]).max()),
         [float(value) for value in cosines.min(0)],
+        [float(value) for value in np.median(cosines, 0)],
     )
+
+
+def main() -> None:
+    """Ask, or compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    ask = commands.add_parser("ask")
+    ask.add_argument("bundle", type=Path)
+    ask.add_argument("folder", type=Path)
+    ask.add_argument("--limit", type=int, default=500)
+    ask.add_argument("--seed", type=int, default=11)
+    ask.add_argument("--part", type=Part.parse, default=WHOLE, help="2/8: the second of eight processes")
+    ask.add_argument("--threads", type=int, default=None, help="of a CPU bundle")
+    both = commands.add_parser("compare")
+    both.add_argument("found", type=Path)
+    both.add_argument("wanted", type=Path)
+    options = parser.parse_args()
+    if options.command == "compare":
+        agreement = compare(read(options.found), read(options.wanted))
+        print(json.dumps(asdict(agreement), indent=1))
+        return
+    options.folder.mkdir(parents=True, exist_ok=True)
+    model = load(options.bundle, threads=options.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        asked = needles(options.limit, options.seed, Path(scratch), options.part)
+        np.savez(options.folder / f"part-{options.part.number}.npz", **answers(model, asked))  # type: ignore[arg-type]  # no flag
+
+
+def read(folder: Path) -> Arrays:
+    """The answers of all parts, in the questions' order."""
+    parts = [dict(np.load(file)) for file in sorted(folder.glob("part-*.npz"))]
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = whole["numbers"].argsort()
+    return {name: values[order] for name, values in whole.items()}
+
+
+if __name__ == "__main__":
+    main()

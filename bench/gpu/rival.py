@@ -136,7 +136,7 @@ class Rival:
 
 def _with_thirds(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors by name; queries, keys and values of the vision encoder apart, as views: `....qkv.0.weight`."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         stem, _, kind = name.rpartition(".")
         thirds = tensor.chunk(3) if stem.endswith(".qkv") else ()

@@ -4,7 +4,7 @@ import onnxruntime as ort
 import pytest
 import reflectrt
 from exports import Exports, Silence
-from reflectrt.bench.gpu.parity import answers, compare
+from reflectrt.bench.gpu.parity import answers, colours, compare
 from reflectrt.export.bundle import ExportPlan, export_bundle
 from reflectrt.export.checkpoint import Checkpoint
 
@@ -21,6 +21,8 @@ def test_the_gpu_answers_as_the_cpu_does(
     folder = tmp_path_factory.mktemp("cuda") / precision
     export_bundle(Checkpoint.open(exports.checkpoint()), folder, ExportPlan("cuda", precision), Silence())
     on_gpu = reflectrt.load(folder, device="cuda")
-    agreement = compare(answers(on_gpu, 20), answers(reflectrt.load(exports.bundle(), device="cpu"), 20))
+    agreement = compare(
+        answers(on_gpu, colours(20)), answers(reflectrt.load(exports.bundle(), device="cpu"), colours(20))
+    )
     assert agreement.letters_equal_or_tied == 1
     assert min(agreement.reflection_cosine) > 0.999

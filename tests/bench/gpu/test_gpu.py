@@ -73,11 +73,13 @@ def test_agreement_tells_ties_from_differences() -> None:
         "scores": np.array([[0.5, 0.49, 0.01], [0.9, 0.05, 0.05], [0.2, 0.7, 0.1]]),
         "reflection": reflection,
         "tokens": np.array([[1, 2], [3, 4], [5, 6]]),
+        "digests": np.arange(3),
     }
     found = {
         "scores": np.array([[0.49, 0.5, 0.01], [0.05, 0.9, 0.05], [0.2, 0.7, 0.1]]),
         "reflection": -reflection,
         "tokens": np.array([[1, 2], [3, 4], [5, 7]]),
+        "digests": np.arange(3),
     }
     assert parity.compare(wanted, wanted).letters_equal == 1
     agreement = parity.compare(found, wanted)
