@@ -64,17 +64,19 @@ def branch_mask(prefix: int, branches: int, length: int, device: torch.device) -
     return torch.cat([seen, own], dim=1)[None, None]
 
 
-def prefill(language: Any, embeds: Tensor, table: Rotary) -> KeysValues:
-    """Run the prefix [B, T, D]; keys and values [B, kv heads, T, head] of every layer are all that is needed."""
+def prefill(language: Any, embeds: Tensor, table: Rotary) -> tuple[KeysValues, Tensor]:
+    """Run the prefix [B, T, D]: keys and values [B, kv heads, T, head] of every layer, and the state halfway up."""
     x, cache = embeds, []
     last = len(language.layers) - 1
+    middle = embeds
     for number, layer in enumerate(language.layers):
+        middle = x if number == (last + 1) // 2 else middle
         if number == last:  # nobody reads the last layer's own output here
             cache.append(keys_values(layer.self_attn, rms_norm(layer.input_layernorm, x), table))
             break
         x, keys, values = run_prefix_layer(layer, x, table.cos, table.sin)
         cache.append((keys, values))
-    return cache
+    return cache, middle
 
 
 def run_branches(

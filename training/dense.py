@@ -19,6 +19,7 @@ from ..bench.needle.picture import WHERE, ImageScene
 
 CELL = 28  # px of a merged token
 UNKNOWN = 255
+PLACES = 80  # most merged tokens along an axis: 2240 px, or 160 frames
 # Classes of each head; 0 is "nothing there". The last four describe the other thing of a pair.
 CLASSES = (len(SHAPES) + 1, len(COLOURS) + 1, 11, len(SHAPES) + 1, len(COLOURS) + 1, 11, 2 * len(WHERE) + 1)
 HEADS = len(CLASSES)
@@ -95,3 +96,22 @@ def _fill(labels: Labels, things: Iterable[tuple[Box, list[int]]]) -> None:
                 high = min(y1, (r + 1) * CELL) - max(y0, r * CELL)
                 wide = min(x1, (c + 1) * CELL) - max(x0, c * CELL)
                 labels[r, c] = row if 4 * high * wide >= CELL * CELL else UNKNOWN
+
+
+class PlaceHeads(nn.Module):
+    """Linear readings of where a visual token lies: temporal grid row, row and column.
+
+    Rotary positions are relative, so a token's own place is nowhere in it until a layer works it out from the distance
+    to the prompt's first tokens. Without being asked for it, 1,300 steps did not teach that (docs/training.md).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(width, 3 * PLACES)
+
+    def forward(self, hidden: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Mean cross-entropy over the axes; hidden [B, t * rows * columns, D] of a grid (t, rows, columns)."""
+        axes = torch.meshgrid(*(torch.arange(size, device=hidden.device) for size in grid), indexing="ij")
+        wanted = torch.stack([axis.flatten() for axis in axes]).expand(len(hidden), -1, -1)
+        logits = self.read(hidden).unflatten(-1, (3, PLACES)).float()
+        return F.cross_entropy(logits.permute(0, 3, 2, 1), wanted)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .dense import PlaceHeads
 from .evaluate import HELD_OUT, report
 from .loop import Phase, Schedule, Source, train
 from .losses import Parts, Reflecting, answer_only, reflecting, zooming
@@ -45,15 +46,21 @@ class Method:
     reflection: int = 0
     evaluated: tuple[int, ...] = ()
     """Numbers of latent steps that the evaluation at the end asks with."""
+    heads: nn.Module | None = None
+    """What learns beside the decoder and is thrown away."""
 
 
 PLAIN = Method(answer_only, evaluated=(0,))
-ZOOMING = Method(zooming, (PLACE, ZOOMED))
 
 
 def reflecting_with(how: Reflecting) -> Method:
     """VisReflect's loss with these weights."""
     return Method(lambda network, batch: reflecting(network, batch, how), (ANSWER,), REFLECTION, (0, 1, REFLECTION))
+
+
+def zooming_with(places: PlaceHeads) -> Method:
+    """The rival that zooms, every visual token being asked for its place."""
+    return Method(lambda network, batch: zooming(network, places, batch), (PLACE, ZOOMED), heads=places)
 
 
 def plans(mixture: Mixture, sizes: Sequence[tuple[int, int]], method: Method) -> tuple[Plan, ...]:
@@ -102,7 +109,10 @@ def run(mixture: Mixture, method: Method, options: argparse.Namespace) -> None:
         seconds=options.seconds,
         workers=options.workers,
     )
-    train(decoder_weights(model), lambda batch: method.loss(network, batch), schedule, tokenizer, options.out)
+    extra = list(method.heads.to(device).parameters()) if method.heads else []
+    train(
+        [*decoder_weights(model), *extra], lambda batch: method.loss(network, batch), schedule, tokenizer, options.out
+    )
     save_run(options.out, model, None, tokenizer)
     if options.checkpoint:
         save_model(model, tokenizer, options.checkpoint)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .dense import PlaceHeads
 from .network import Network, Prefilled, put, take
 from .row import IGNORED
 from .scenes import PLACE, Batch
@@ -88,21 +89,26 @@ def reflecting(network: Network, batch: Batch, how: Reflecting) -> tuple[Tensor,
     return total, parts
 
 
-def zooming(network: Network, batch: Batch) -> tuple[Tensor, Parts]:
-    """The rival: cross-entropy of the place's text, or of the answer behind the crop, whichever the batch is of."""
+def zooming(network: Network, places: PlaceHeads, batch: Batch) -> tuple[Tensor, Parts]:
+    """The rival: cross-entropy of the place's text, or of the answer behind the crop, whichever the batch is of.
+
+    `places` asks every visual token where it lies and is thrown away afterwards.
+    """
     with torch.no_grad():
         visual = network.see(batch.pixels)
-    embeds = network.embed(batch.ids)
+    embeds, prefix = network.embed(batch.ids), network.prefill(batch, visual)
+    where = places(prefix.middle[:, -visual.shape[1] :], network.grid(batch))
     if batch.turn == PLACE:
-        hidden = network.branches(embeds, network.prefill(batch, visual))
+        hidden = network.branches(embeds, prefix)
         loss = network.token_loss(hidden, batch.labels)
-        return loss, {"place": loss.detach(), "digits right": network.tokens_right(hidden, batch)}
+        parts = {"place": loss.detach(), "digits right": network.tokens_right(hidden, batch), "where": where.detach()}
+        return loss + where, parts
     with torch.no_grad():
         crops = network.see(batch.crops)
         crops = crops.view(*batch.ids.shape[:2], -1, crops.shape[-1])
-    hidden = network.branches(put(embeds, batch.slots, crops), network.prefill(batch, visual))
+    hidden = network.branches(put(embeds, batch.slots, crops), prefix)
     loss = network.token_loss(hidden, batch.labels)
-    return loss, {"ce": loss.detach(), "right": network.letters_right(hidden, batch)}
+    return loss + where, {"ce": loss.detach(), "right": network.letters_right(hidden, batch)}
 
 
 def _distance(hidden: Tensor, slots: Tensor, target: Tensor) -> Tensor:

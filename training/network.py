@@ -26,6 +26,8 @@ class Prefilled:
     cache: decoder.KeysValues
     table: decoder.Rotary
     mask: Tensor
+    middle: Tensor
+    """States [B, T, D] of the prefix halfway up."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class Network:
         merged = vision.encode(visual, pixels.reshape(-1, frames, *pixels.shape[2:]), layout)
         return merged.reshape(pixels.shape[0], -1, merged.shape[-1])
 
+    @staticmethod
+    def grid(batch: Batch) -> tuple[int, int, int]:
+        """Temporal grid rows, rows and columns of a batch's visual tokens."""
+        _, frames, height, width, _ = batch.pixels.shape
+        return -(-frames // 2), height // CELL, width // CELL
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings, in the type that autocast computes in."""
         embedded: Tensor = self.model.model.language_model.embed_tokens(ids)
@@ -57,16 +65,15 @@ class Network:
         language = self.model.model.language_model
         lead = torch.tensor(self.tokenizer.encode(PREFIX).ids, device=self.device)
         text = self.embed(lead).expand(len(visual), -1, -1)
-        rows, columns = batch.pixels.shape[2] // 28, batch.pixels.shape[3] // 28
         step = 0 if batch.kind == IMAGE else TOKENS_PER_SECOND
-        grid = visual.shape[1] // (rows * columns), rows, columns
-        prefix, branch = decoder.positions(len(lead), grid, batch.ids.shape[2], step)
+        prefix, branch = decoder.positions(len(lead), self.grid(batch), batch.ids.shape[2], step)
         if batch.turn == ZOOMED:
             height, width = batch.crops.shape[2:4]
             branch = decoder.after_crop(branch, int(batch.slots[0, 0]), height // CELL, width // CELL)
-        cache = decoder.prefill(language, torch.cat([text, visual.to(text.dtype)], 1), decoder.rotary(language, prefix))
+        embeds = torch.cat([text, visual.to(text.dtype)], 1)
+        cache, middle = decoder.prefill(language, embeds, decoder.rotary(language, prefix))
         mask = decoder.branch_mask(prefix.shape[1], batch.ids.shape[1], batch.ids.shape[2], self.device)
-        return Prefilled(cache, decoder.rotary(language, branch), mask)
+        return Prefilled(cache, decoder.rotary(language, branch), mask, middle)
 
     def branches(self, embeds: Tensor, prefix: Prefilled) -> Tensor:
         """Hidden states after the final norm, [B, Q, T, D], of branch embeddings of that shape."""

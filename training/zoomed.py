@@ -12,6 +12,7 @@ from .prompt import Kind, answer_text, asked, question_text
 from .row import IGNORED, Row, token_id
 
 JITTER = 42  # px: named boxes will be off by a cell or more, so crops in training are too
+WRONG = 0.2  # of the crops show some other place, so that the whole picture is not forgotten
 
 
 def place_row(tokenizer: Tokenizer, ask: Question) -> Row:
@@ -34,11 +35,15 @@ def zoomed_row(tokenizer: Tokenizer, ask: Question, kind: Kind, crop: NDArray[np
 
 def zoomed_crop(pixels: NDArray[np.uint8], question: Question, random: Random) -> NDArray[np.uint8]:
     """What the second pass sees of pixels [F, H, W, 3]: a square or a whole frame, uint8 [1, h, w, 3]."""
+    count, height, width = pixels.shape[:3]
+    astray = random.random() < WRONG
     if question.span:
-        return pixels[None, sum(question.span) // 2]
-    height, width = pixels.shape[1:3]
-    across, down = random.randint(-JITTER, JITTER), random.randint(-JITTER, JITTER)
+        return pixels[None, random.randrange(count) if astray else sum(question.span) // 2]
     left, top, right, bottom = question.box
+    if astray:
+        left = right = random.randrange(width)
+        top = bottom = random.randrange(height)
+    across, down = random.randint(-JITTER, JITTER), random.randint(-JITTER, JITTER)
     near = (left + across, top + down, right + across, bottom + down)
     left, top, right, bottom = window(near, (width, height))
     return pixels[:, top:bottom, left:right]

@@ -4,7 +4,9 @@ python -m reflectrt.training.zooming --from STAGE0 --out FOLDER --mixture 1
 python -m reflectrt.training.zooming --from FOLDER --out FOLDER2 --mixture 2 --rate 3e-4
 """
 
-from .finetune import ZOOMING, run_rival
+from .dense import PlaceHeads
+from .finetune import run_rival, zooming_with
+from .model import SmallModel
 
 if __name__ == "__main__":
-    run_rival(__doc__, ZOOMING)
+    run_rival(__doc__, zooming_with(PlaceHeads(SmallModel().hidden)))

@@ -57,7 +57,7 @@ def test_branches_equal_transformers_one_by_one(network):
     seen, asked = torch.randn(1, prefix.shape[1], 64), torch.randn(1, 3, tail, 64)
     mask = decoder.branch_mask(prefix.shape[1], 3, tail, torch.device("cpu"))
     with torch.no_grad():
-        cache = decoder.prefill(language, seen, decoder.rotary(language, prefix))
+        cache, _ = decoder.prefill(language, seen, decoder.rotary(language, prefix))
         ours, _ = decoder.run_branches(language, asked, cache, decoder.rotary(language, branch), mask)
         for number in range(3):
             theirs = language(

@@ -8,6 +8,7 @@ import torch
 from reflectrt.bench.needle.places import CUT, parse_box, parse_span
 from reflectrt.runtime.positions import position_after, text_positions, visual_positions
 from reflectrt.training import decoder
+from reflectrt.training.dense import PlaceHeads
 from reflectrt.training.losses import zooming
 from reflectrt.training.model import SmallModel, new_model
 from reflectrt.training.network import Network
@@ -69,11 +70,11 @@ def test_positions_behind_a_crop_are_the_runtimes():
 def test_both_passes_learn(tokenizer, kind, turn):
     network = Network(new_model(TINY, tokenizer, 0), tokenizer)
     batch = make_batch(_plan(kind, turn), tokenizer, Random(0))
-    optimiser = torch.optim.AdamW(decoder_weights(network.model), lr=3e-3)
-    losses = []
+    places, losses = PlaceHeads(64), []
+    optimiser = torch.optim.AdamW([*decoder_weights(network.model), *places.parameters()], lr=3e-3)
     for _ in range(6):
         optimiser.zero_grad()
-        loss, _ = zooming(network, batch)
+        loss, _ = zooming(network, places, batch)
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
