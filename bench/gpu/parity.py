@@ -84,7 +84,7 @@ def colours(count: int = 100, seed: int = 5) -> Iterator[Asked]:
         question = QUESTIONS[index % len(QUESTIONS)]
         yield Asked(
             lambda model, shown=shown: model.open(shown), question, OPTIONS, zlib.crc32(medium.patches.tobytes()), index
-        )  # type: ignore[misc]
+        )
 
 
 def needles(count: int, seed: int, folder: Path, part: Part = WHOLE) -> Iterator[Asked]:

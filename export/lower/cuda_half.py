@@ -38,6 +38,8 @@ def _halve(graph: ir.Graph, cast: ir.Node, halved: dict[ir.Value, ir.Value]) -> 
     if not weight.is_initializer():
         return
     out = _call(graph, product, "MatMul", [_half(graph, product, x, halved), _half_weight(graph, weight)])
+    for reader in [node for node in product.outputs[0].consumers() if node.op_type == "Shape"]:
+        reader.replace_input_with(0, out)  # or the product in bfloat16 would be computed for its shape
     if rotation is not None:
         angles = [_half(graph, rotation, value, halved) for value in rotation.inputs[2:4]]
         out = _call(graph, rotation, "RotaryEmbedding", [out, rotation.inputs[1], *angles], MICROSOFT)

@@ -134,6 +134,9 @@ def test_packed_attention_gets_float16_from_products_in_float16(exports: Exports
             products = [back_to(value, "MatMul") for value in node.inputs[:3]]
             assert {product.inputs[1].dtype for product in products} == {ir.DataType.FLOAT16}  # type: ignore[union-attr]
             assert len({product.inputs[0] for product in products}) == 1
+    half = {name.removesuffix(".half") for name in model.graph.initializers if name.endswith(".half")}
+    assert half
+    assert not half.intersection(model.graph.initializers)  # each weight is there once
     in_float16 = lowered(exports, "vision", dtype="float16")
     assert counts(in_float16)["Cast"] < counts(model)["Cast"]
 
