@@ -9,6 +9,7 @@
     work.py       operations and bytes counted from that
     ceilings.py   what the device can do at most, through the same library
     memory.py     peaks, weights, cache; which context would fit
+    others.py     what other programs take meanwhile
     operators.py  ONNX Runtime's own times of every operator
     report.py     the result as dataclasses and versioned JSON
     trust.py      whether two profiles agree, what recording costs

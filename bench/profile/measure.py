@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...runtime import Device, load
 from ...runtime.errors import BundleError
@@ -16,11 +16,15 @@ from . import environment, facts
 from .advice import advise
 from .memory import measure_memory
 from .operators import measure_operators
+from .others import Others
 from .recorder import seconds_per_span
 from .report import FORMAT, VERSION, Ceilings, Memory, Operator, Overhead, Profile, Report, Stage, StageWork, Total
 from .rival import MAX_RUNS, Contender, contenders, rival_report
 from .scenario import Round, Subject, Workload
 from .stages import COLD, OPEN_BUNDLE, Sample, samples, timing, unsteady, waits
+
+if TYPE_CHECKING:
+    from ..torch_loop import LoopTimes
 
 OPENINGS, MORE_OPENINGS, OPENINGS_S = 3, 15, 1.0
 """Times a bundle is opened for its timing: at least, and up to while they take no longer than this (seconds).
@@ -29,6 +33,9 @@ Opening a large one takes as long as many rounds.
 """
 BUSY_LOAD = 0.5
 """Load a core above which a note says that the machine was not quiet."""
+
+DISTURBED = 0.05
+"""Share of all cores from which on other programs disturb a turn: a decoder step waits for its slowest thread."""
 
 Progress = Callable[[str], None]
 
@@ -73,7 +80,7 @@ def measure(bundles: Sequence[Path], plan: Plan, progress: Progress = lambda _: 
     candidates = [_open(path, plan, progress) for path in bundles]
     rivals = contenders(plan.against, plan.against_dtype, plan.threads) if plan.against else []
     ceilings, notes = _ceilings(candidates[0].subject.plain, plan, progress)
-    _alternate(candidates, rivals, plan, progress)
+    notes += _alternate(candidates, rivals, plan, progress)
     finished = [_finish(candidate, plan, ceilings, notes, progress) for candidate in candidates]
     cold_s, option = finished[0][0].total(COLD).p50_s, candidates[0].rounds[-1].answer.option
     described = environment.describe(candidates[0].subject.engine.device, plan.threads, load_average, bool(rivals))
@@ -125,19 +132,41 @@ def _ceilings(model: Model, plan: Plan, progress: Progress) -> tuple[Ceilings | 
     return measure_ceilings(plan.threads), []
 
 
-def _alternate(candidates: Sequence[Candidate], rivals: Sequence[Contender], plan: Plan, progress: Progress) -> None:
-    """One round of everyone in turn, so that a change of the machine's pace hits all alike."""
-    for number in range(plan.warm_up + plan.runs):
-        warm = number >= plan.warm_up
-        progress(f"run {number - plan.warm_up + 1} of {plan.runs}" if warm else f"warm-up {number + 1}")
-        for candidate in candidates:
-            done = candidate.subject.round(plan.work)
-            if warm:
-                candidate.rounds.append(done)
-        for rival in rivals:
-            if number == 0 or (warm and len(rival.times) < MAX_RUNS):
-                times = rival.round(candidates[0].subject, plan.work)
-                rival.times += [times] if warm else []
+def _alternate(
+    candidates: Sequence[Candidate], rivals: Sequence[Contender], plan: Plan, progress: Progress
+) -> list[str]:
+    """One round of everyone in turn, so that a change of the machine's pace hits all alike; a note on disturbances.
+
+    Turns in which other programs took more than DISTURBED of the cores are done again, up to as many as were asked for.
+    """
+    for number in range(plan.warm_up):
+        progress(f"warm-up {number + 1}")
+        _turn(candidates, rivals if number == 0 else [], plan)
+    others, kept, again, disturbed = Others(), 0, 0, 0
+    while kept < plan.runs:
+        progress(f"run {kept + 1} of {plan.runs}" + (f", {again} done again" if again else ""))
+        due = [rival for rival in rivals if len(rival.times) < MAX_RUNS]
+        others.share()
+        rounds, times = _turn(candidates, due, plan)
+        busy = others.share() > DISTURBED
+        if busy and again < plan.runs:
+            again += 1
+            continue
+        kept, disturbed = kept + 1, disturbed + busy
+        for candidate, done in zip(candidates, rounds, strict=True):
+            candidate.rounds.append(done)
+        for rival, took in zip(due, times, strict=True):
+            rival.times.append(took)
+    if not again:
+        return []
+    return [f"other programs disturbed {again + disturbed} rounds: {again} were done again, {disturbed} counted"]
+
+
+def _turn(
+    candidates: Sequence[Candidate], rivals: Sequence[Contender], plan: Plan
+) -> tuple[list[Round], list[LoopTimes]]:
+    rounds = [candidate.subject.round(plan.work) for candidate in candidates]
+    return rounds, [rival.round(candidates[0].subject, plan.work) for rival in rivals]
 
 
 def _finish(
