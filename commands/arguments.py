@@ -53,7 +53,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
-        help="default: what the bundle was exported for",
+        help="where it runs (default: what the bundle was exported for)",
     )
 
 

@@ -63,7 +63,7 @@ def _add_media(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("media").add_argument
     add("--fps", metavar="F", type=rate, help="frames a second to look at (default: the bundle's, 2)")
     add("--max-frames", metavar="N", type=positive, help="frames at most (default: the bundle's, 512)")
-    add("--max-pixels", metavar="N", type=positive, help="pixels of one image or frame at most")
+    add("--max-pixels", metavar="N", type=positive, help="pixels of one image or frame at most (default: the bundle's)")
     add("--start", metavar="S", type=seconds, help="look at the video from this second on")
     add("--end", metavar="S", type=seconds, help="look at the video up to this second")
     add(

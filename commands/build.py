@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--chunk", metavar="N", type=positive, default=1024, help="tokens of one prefill run (default: %(default)s)"
     )
-    parser.add_argument("--workspace", metavar="MB", type=positive, help="scratch memory that kernels may ask for")
+    parser.add_argument("--workspace", metavar="MB", type=positive, help="scratch memory of kernels (default: all)")
     parser.add_argument(
         "--version-compatible", action="store_true", help="plans for later TensorRT versions of the same major as well"
     )

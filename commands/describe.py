@@ -7,6 +7,9 @@ from typing import Any
 
 from ..runtime.manifest import Manifest, Verification
 
+INDENT = 12
+"""Columns before a fact."""
+
 
 def verification_line(record: Verification | None) -> str:
     """A verification's figures on one line."""
@@ -43,7 +46,7 @@ def describe(manifest: Manifest, sha256: str) -> list[str]:
         "size": f"{size / 1e6:.1f} MB in {len(manifest.files)} files",
         "sha256": sha256,
     }
-    return [f"{name:11} {text}" for name, text in lines.items()]
+    return [f"{name:{INDENT - 1}} {text}" for name, text in lines.items()]
 
 
 def _plans(manifest: Manifest) -> str:

@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         "reflectrt evaluate needle-image bundle --seed 7 --limit 100 --out results",
     )
     add = parser.add_argument
-    add("task", metavar="TASK", choices=TASKS, help=f"{', '.join(TASKS)} (the questions of --data)")
+    add("task", metavar="TASK", choices=TASKS, help="needle-image, needle-video, or samples (those of --data)")
     add_bundle(parser)
     where = parser.add_mutually_exclusive_group()
     where.add_argument(

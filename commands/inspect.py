@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from dataclasses import asdict
 from typing import Any
 
 from ..runtime.bundle import open_bundle
 from .arguments import add_bundle, add_json, command
-from .describe import describe
+from .describe import INDENT, describe
+
+WIDTH = 100
 
 
 def add(commands: Any) -> None:
@@ -26,5 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(asdict(manifest) | {"sha256": bundle.sha256}))
     else:
-        print("\n".join(describe(manifest, bundle.sha256)))
+        print("\n".join(line for fact in describe(manifest, bundle.sha256) for line in _wrapped(fact)))
     return 0
+
+
+def _wrapped(fact: str) -> list[str]:
+    return textwrap.wrap(fact, WIDTH, subsequent_indent=" " * INDENT, break_long_words=False, break_on_hyphens=False)

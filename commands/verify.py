@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
         type=positive,
         help=f"how many (default: {DEFAULT_QUESTIONS} needle questions, all of SAMPLES)",
     )
-    add_option("--seed", metavar="S", type=count, default=DEFAULT_SEED, help="of the needle sets")
+    add_option("--seed", metavar="S", type=count, default=DEFAULT_SEED, help="of needle sets (default: %(default)s)")
     add_option("--max-frames", metavar="N", type=positive, help="of each clip (default: the bundle's own)")
     add_option("--plot", metavar="FILE", type=Path, help="also draw the report (png, svg, pdf; needs matplotlib)")
     add_json(parser)
