@@ -29,8 +29,6 @@ from .reference_inputs import Medium, normalise, prompt, text_positions, user_te
 __all__ = ["Medium", "Reference", "ReferenceAnswer"]
 
 ANSWER_PREFIX = "The answer is:"
-DEFAULT_STEPS = {"image": 1, "video": 4}
-"""Reflection steps in the authors' evaluation."""
 
 Reflect = Literal["auto", "always", "off"]
 
@@ -100,11 +98,13 @@ class Reference:
         return write(run, forced=reflect == "always", max_new_tokens=max_new_tokens)
 
     def _steps(self, steps: int | None, video: bool) -> int:
-        if self.checkpoint.reflection is None:
+        reflection = self.checkpoint.reflection
+        if reflection is None:
             if steps:
                 raise UsageError("this checkpoint has no reflection tokens; ask with steps=0")
             return 0
-        return DEFAULT_STEPS["video" if video else "image"] if steps is None else steps
+        own = reflection.video_steps if video else reflection.image_steps
+        return own if steps is None else steps
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text in which special tokens are spelled out."""

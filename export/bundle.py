@@ -109,8 +109,7 @@ TARGETS = {
 QUANTIZED_CACHE = {"onnxruntime": "1.32"}  # the version that an int8 cache was measured with
 ACTIVATIONS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
-# The authors' evaluation steps; their evaluation of long videos (Video-MME, MLVU) and Qwen's image defaults.
-STEPS = {"image": 1, "video": 4}
+# The authors' evaluation of long videos (Video-MME, MLVU) and Qwen's image defaults.
 VIDEO = VideoPixels(2.0, 512, 64 * 784, 460_800, 20_000 * 784)
 IMAGE = ImagePixels(4 * 784, 16_384 * 784)
 
@@ -311,7 +310,7 @@ def _reflection(checkpoint: Checkpoint) -> Reflection | None:
     facts = checkpoint.reflection
     if facts is None:
         return None
-    return Reflection(facts.begin_id, facts.step_id, facts.end_id, facts.head, STEPS["image"], STEPS["video"])
+    return Reflection(facts.begin_id, facts.step_id, facts.end_id, facts.head, facts.image_steps, facts.video_steps)
 
 
 def _tools() -> dict[str, str]:

@@ -23,7 +23,7 @@ from . import config as configs
 from . import tensors as tensor_files
 from .facts import ImageBudget, ReflectionFacts, TextFacts, TokenFacts, VisionFacts
 from .tensors import EMBEDDING, HEAD, TensorRef, listing
-from .tokens import reflection_ids, token_facts, token_ids
+from .tokens import reflection_ids, reflection_steps, token_facts, token_ids
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
@@ -62,7 +62,7 @@ class Checkpoint:
         vision = configs.vision_facts(config, pixels, text, str(config_path))
         ids = token_ids(path, text.vocab)
         found = tensor_files.find_tensors(path)
-        reflection = _reflection(reflection_ids(config, ids, text.vocab, path), found)
+        reflection = _reflection(reflection_ids(config, ids, text.vocab, path), reflection_steps(config, path), found)
         duplicate_head = found.pop(HEAD) if text.tied and HEAD in found else None
         shapes = tensor_files.expected_shapes(text, vision) | _head_shapes(reflection, text.hidden)
         tensor_files.check_tensors(found, shapes, path)
@@ -145,16 +145,19 @@ def _download(repo_id: str) -> Path:
         ) from None
 
 
-def _reflection(ids: tuple[int, int, int] | None, found: Mapping[str, TensorRef]) -> ReflectionFacts | None:
-    """Reflection facts from the token ids and from the names and shapes of `reflection_head.*`."""
+def _reflection(
+    ids: tuple[int, int, int] | None, steps: tuple[int, int], found: Mapping[str, TensorRef]
+) -> ReflectionFacts | None:
+    """Reflection facts from the token ids, the steps, and the names and shapes of `reflection_head.*`."""
     if ids is None:
         return None
     if "reflection_head.weight" in found:
-        return ReflectionFacts(*ids, "linear", head_bias="reflection_head.bias" in found)
+        return ReflectionFacts(*ids, *steps, "linear", head_bias="reflection_head.bias" in found)
     first = found.get("reflection_head.0.weight")
     if first is None:
-        return ReflectionFacts(*ids, "identity")
-    return ReflectionFacts(*ids, "mlp", first.shape[0] if first.shape else 0, "reflection_head.0.bias" in found)
+        return ReflectionFacts(*ids, *steps, "identity")
+    width, bias = first.shape[0] if first.shape else 0, "reflection_head.0.bias" in found
+    return ReflectionFacts(*ids, *steps, "mlp", width, bias)
 
 
 def _head_shapes(reflection: ReflectionFacts | None, hidden: int) -> dict[str, tuple[int, ...]]:

@@ -69,11 +69,13 @@ class VisionFacts:
 
 @dataclass(frozen=True)
 class ReflectionFacts:
-    """Token ids of `<BOR>`, `<VR>`, `<EOR>` and the head that a fed-back hidden state goes through."""
+    """Token ids of `<BOR>`, `<VR>`, `<EOR>`, steps by medium, and the head that a fed-back state goes through."""
 
     begin_id: int
     step_id: int
     end_id: int
+    image_steps: int
+    video_steps: int
     head: Literal["identity", "linear", "mlp"]
     head_width: int = 0
     """Features between the two layers of an "mlp" head; 0 otherwise."""

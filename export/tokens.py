@@ -10,6 +10,8 @@ from .config import Json, read_json, read_optional_json, text_section
 from .facts import TokenFacts
 
 REFLECTION_KEYS = {"vtk_start_id": "<BOR>", "vtk_id": "<VR>", "vtk_end_id": "<EOR>"}
+STEPS_KEYS = {"vtk_image_steps": 1, "vtk_video_steps": 4}
+"""Steps that a checkpoint is meant to take, and those of the authors' evaluation, whose checkpoints do not say."""
 
 
 def token_ids(folder: Path, rows: int) -> dict[str, int]:
@@ -90,3 +92,11 @@ def reflection_ids(config: Json, ids: Mapping[str, int], rows: int, folder: Path
             "use the config and the tokenizer of one VisReflect checkpoint"
         )
     return known[0], known[1], known[2]
+
+
+def reflection_steps(config: Json, folder: Path) -> tuple[int, int]:
+    """Reflection steps for images and for video, as config.json says, else as the authors evaluate."""
+    values = [config.get(key, default) for key, default in STEPS_KEYS.items()]
+    if not all(type(value) is int and value >= 0 for value in values):
+        raise ExportError(f"{folder}/config.json has {values} for {', '.join(STEPS_KEYS)}, not whole numbers of steps")
+    return values[0], values[1]

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 
 from .initial import initialise_decoder
 from .row import token_id
+from .scenes import REFLECTION
 from .tokens import REFLECTION_TOKENS, SPECIAL_TOKENS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # preprocessor_config.json of Qwen2.5-VL
@@ -63,6 +64,7 @@ class SmallModel:
             vision_end_token_id=token_id(tokenizer, "<|vision_end|>"),
             tie_word_embeddings=False,
         )
+        config.vtk_image_steps = config.vtk_video_steps = REFLECTION
         config.vtk_start_id, config.vtk_id, config.vtk_end_id = (
             token_id(tokenizer, name) for name in ("<BOR>", "<VR>", "<EOR>")
         )

@@ -308,6 +308,7 @@ REFUSALS: dict[str, tuple[Spoil, str]] = {
     "reflection partly": (_config(vtk_id=None), "three different ids"),
     "reflection same": (_config(vtk_id=3, vtk_start_id=3), "three different ids"),
     "reflection rows": (_config(vtk_id=576), "three different ids below 576"),
+    "reflection steps": (_config(vtk_image_steps=-1), "vtk_image_steps"),
     "eos no id": (_generation(eos_token_id=["x"]), "eos_token_id"),
 }  # fmt: skip
 
@@ -319,6 +320,16 @@ def test_refuses(tmp_path: Path, case: str) -> None:
     Checkpoint.open(folder)
     spoil(folder)
     assert wanted in _refusal(folder)
+
+
+def test_steps_are_the_checkpoints_own_or_the_authors(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "c")
+    silent = Checkpoint.open(folder).reflection
+    _config(vtk_image_steps=4, vtk_video_steps=2)(folder)
+    said = Checkpoint.open(folder).reflection
+    assert silent is not None and said is not None
+    assert (silent.image_steps, silent.video_steps) == (1, 4)
+    assert (said.image_steps, said.video_steps) == (4, 2)
 
 
 def test_refuses_what_is_no_folder(tmp_path: Path) -> None:
