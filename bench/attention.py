@@ -3,8 +3,9 @@
     python -m reflectrt.bench.attention CHECKPOINT OUT [--limit 100] [--seed 7] [--steps 0 4]
 
 In PyTorch, on held-out needle images of about a megapixel. The answer position is the last token of "The answer is:",
-whose output chooses the letter. OUT gets attention.json (mean share by layer, over heads and questions, with the share
-that even attention would give) and attention.png (shares by layer, and one picture with what the answer saw at each K).
+whose output chooses the letter; where it reflects, the positions of `<BOR>` and of each step are looked at as well. OUT
+gets attention.json (mean share by layer, over heads and questions, with the share that even attention would give) and
+attention.png (shares by layer, and one picture with what the answer, and all reflection before it, saw at each K).
 """
 
 from __future__ import annotations
@@ -39,53 +40,60 @@ DRAWN = 10_000  # items to choose from
 
 @dataclass(frozen=True)
 class Looked:
-    """What one question's answer attended to: weights [layers, heads, rows, columns] over visual tokens."""
+    """What one question attended to: weights [places, layers, heads, rows, columns] over visual tokens.
+
+    Places are `<BOR>` and the reflection steps, if any, and last the answer position.
+    """
 
     item: needle.ImageItem
     weights: Tensor
 
     def on_needle(self) -> Tensor:
-        """Share [layers, heads] of all attention that falls on tokens which the needle touches."""
-        left, top, right, bottom = self.item.question.box
-        rows, columns = slice(top // CELL, -(-bottom // CELL)), slice(left // CELL, -(-right // CELL))
-        return self.weights[:, :, rows, columns].sum((-1, -2))
+        """Share [places, layers, heads] of all attention that falls on tokens which the needle touches."""
+        rows, columns = self._touched()
+        return self.weights[..., rows, columns].sum((-1, -2))
 
     def even(self) -> float:
         """The needle's share of the visual tokens."""
-        touched = torch.zeros(1, 1, *self.weights.shape[2:])
-        left, top, right, bottom = self.item.question.box
-        touched[:, :, top // CELL : -(-bottom // CELL), left // CELL : -(-right // CELL)] = 1
+        touched = torch.zeros(self.weights.shape[-2:])
+        touched[self._touched()] = 1
         return float(touched.mean())
+
+    def _touched(self) -> tuple[slice, slice]:
+        left, top, right, bottom = self.item.question.box
+        return slice(top // CELL, -(-bottom // CELL)), slice(left // CELL, -(-right // CELL))
 
 
 @torch.no_grad()
 def look(network: Network, item: needle.ImageItem, steps: int) -> Looked:
-    """Answer one question and keep the answer position's attention."""
+    """Answer one question and keep the attention of its reflection and of the answer position."""
     batch = _batch(network, item, steps)
     visual = network.see(batch.pixels)
     prefix = network.prefill(batch, visual)
     embeds = network.embed(batch.ids)
     if steps:
         embeds = network.reflect(embeds, batch.slots, prefix, steps)
-    weights = _weights(network, embeds[0, 0], prefix, int(batch.colon))
+    begin, answer = int(batch.slots) - 1, int(batch.colon)
+    places = [*range(begin, begin + steps + 1), answer] if steps else [answer]
+    weights = _weights(network, embeds[0, 0], prefix, places)
     lead = prefix.mask.shape[-1] - prefix.mask.shape[-2] - visual.shape[1]
-    shown = weights[:, :, lead : lead + visual.shape[1]]
-    return Looked(item, shown.reshape(*shown.shape[:2], item.size[1] // CELL, item.size[0] // CELL))
+    shown = weights[..., lead : lead + visual.shape[1]]
+    return Looked(item, shown.unflatten(-1, (item.size[1] // CELL, item.size[0] // CELL)))
 
 
-def _weights(network: Network, x: Tensor, prefix: Prefilled, place: int) -> Tensor:
-    """Softmax weights [layers, heads, prefix + branch] of the token at `place` of one branch [T, D]."""
+def _weights(network: Network, x: Tensor, prefix: Prefilled, places: list[int]) -> Tensor:
+    """Softmax weights [places, layers, heads, prefix + branch] of tokens of one branch [T, D]."""
     found = []
     language, x = network.model.model.language_model, x[None]
     for layer, (keys, values) in zip(language.layers, prefix.cache, strict=True):
         attn, h = layer.self_attn, rms_norm(layer.input_layernorm, x)
         own, _ = decoder.keys_values(attn, h, prefix.table)
-        queries = decoder.queries(attn, h, prefix.table.cos, prefix.table.sin)[0, :, place]
+        queries = decoder.queries(attn, h, prefix.table.cos, prefix.table.sin)[0, :, places]
         seen = torch.cat([keys, own], 2)[0].repeat_interleave(attn.num_key_value_groups, 0)
-        scores = (seen @ queries[..., None])[..., 0] * attn.head_dim**-0.5
-        found.append(scores.masked_fill(~prefix.mask[0, 0, place], -torch.inf).softmax(-1))
+        scores = queries @ seen.mT * attn.head_dim**-0.5
+        found.append(scores.masked_fill(~prefix.mask[0, :, places], -torch.inf).softmax(-1))
         x = decoder.run_branch_layer(layer, x, keys, values, prefix.table.cos, prefix.table.sin, prefix.mask)
-    return torch.stack(found)
+    return torch.stack(found).permute(2, 0, 1, 3)
 
 
 def _batch(network: Network, item: needle.ImageItem, steps: int) -> Batch:
@@ -104,16 +112,16 @@ def _batch(network: Network, item: needle.ImageItem, steps: int) -> Batch:
 
 def summarise(looked: Sequence[Looked]) -> dict[str, Any]:
     """Means over questions and heads; the standard error is over questions."""
-    shares = torch.stack([each.on_needle().mean(-1) for each in looked])  # [questions, layers]
+    by_head = torch.stack([each.on_needle() for each in looked])  # [questions, places, layers, heads]
+    shares = by_head[:, -1].mean(-1)
     whole = shares.mean(-1)
     return {
         "questions": len(looked),
         "share": float(whole.mean()),
         "standard_error": float(whole.std() / len(looked) ** 0.5),
         "share_by_layer": [round(float(value), 5) for value in shares.mean(0)],
-        "best_head_by_layer": [
-            round(float(value), 5) for value in torch.stack([e.on_needle() for e in looked]).mean(0).amax(-1)
-        ],
+        "best_head_by_layer": [round(float(value), 5) for value in by_head[:, -1].mean(0).amax(-1)],
+        "share_by_place": [round(float(value), 5) for value in by_head.mean((0, 2, 3))],
         "even": float(np.mean([each.even() for each in looked])),
     }
 
@@ -132,7 +140,7 @@ def draw(shown: dict[int, Looked], summary: dict[str, Any], file: Path) -> None:
     lines.legend()
     for axes, (steps, each) in zip(pictures, shown.items(), strict=True):
         axes.imshow(each.item.pixels())
-        heat = each.weights.mean((0, 1)).numpy()
+        heat = each.weights.mean((0, 1, 2)).numpy()
         extent = (0, each.item.size[0], each.item.size[1], 0)
         axes.imshow(heat / heat.max(), extent=extent, cmap="inferno", alpha=0.6, interpolation="nearest")
         left, top, right, bottom = each.item.question.box
@@ -165,7 +173,9 @@ def main() -> None:
     (options.out / "attention.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     draw({steps: found[0] for steps, found in looked.items()}, summary, options.out / "attention.png")
     for name, cell in summary.items():
+        places = ", ".join(f"{share:.2%}" for share in cell["share_by_place"])
         print(f"K = {name}: {cell['share']:.2%} (standard error {cell['standard_error']:.2%}), even {cell['even']:.2%}")
+        print(f"  <BOR>, steps, answer: {places}")
 
 
 if __name__ == "__main__":

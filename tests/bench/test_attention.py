@@ -25,7 +25,7 @@ def item():
 def test_shares_are_of_one_distribution(item, steps):
     tokenizer = train_tokenizer()
     looked = look(Network(new_model(TINY, tokenizer, 0), tokenizer), item, steps)
-    assert looked.weights.shape == (2, 4, 28, 48)
+    assert looked.weights.shape == (1 if steps == 0 else 1 + steps + 1, 2, 4, 28, 48)
     whole = looked.weights.sum((-1, -2))
     assert (whole > 0).all() and (whole < 1).all()
     assert (looked.on_needle() < whole).all()
@@ -33,6 +33,6 @@ def test_shares_are_of_one_distribution(item, steps):
 
 def test_even_attention_gives_the_needle_its_share_of_tokens(item):
     tokens = 28 * 48
-    even = Looked(item, torch.full((1, 1, 28, 48), 1 / tokens))
+    even = Looked(item, torch.full((1, 1, 1, 28, 48), 1 / tokens))
     assert even.on_needle().item() == pytest.approx(even.even(), rel=1e-5)
     assert summarise([even, even])["share"] == pytest.approx(even.even(), rel=1e-5)
