@@ -17,7 +17,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from ...export.lower.cuda_align import MULTIPLE
+from ...export.lower.cuda_bias import COLUMNS
 from .shape import VISION_7B
 
 WRITERS = 4
@@ -27,7 +27,7 @@ KV_SHARE = (28, 4, 4)
 INNER_AXIS = {"gate_proj": -1, "up_proj": -1, "down_proj": 0}
 """Which axis of an MLP's matrices, stored [in, out], is the inner width, which the lowering pads."""
 AFFINE = ".affine"
-"""Matrices with their bias as a row behind the last, and zeros behind that to a multiple of 8."""
+"""Matrices with their bias as a row behind the last, and COLUMNS - 1 rows behind that, which nothing reads."""
 NUMBERS, SCALE = "_quantized_packed", "_scale_packed"
 """How the tensors of a quantized matrix end."""
 SHARED = 32
@@ -141,7 +141,7 @@ def transformers_tensors(place: Place, values: Tensor) -> Iterator[tuple[str, Te
     """
     name, values = place.name.removesuffix(".half"), _without_padding(place, values)
     if name.endswith(AFFINE):
-        inputs, stem = values.shape[0] - MULTIPLE, name.removesuffix(AFFINE)
+        inputs, stem = values.shape[0] - COLUMNS, name.removesuffix(AFFINE)
         parts = [(f"{stem}.weight", values[:inputs]), (f"{stem}.bias", values[inputs])]
     elif PACKED in name:
         out = values.shape[-1]

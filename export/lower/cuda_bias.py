@@ -16,10 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from ..quantize.lazy import Array, add_initializer, data
-from .cuda_align import MULTIPLE
 from .cuda_nodes import Nodes, constant
 
 BLOCKS = "model.visual.blocks."
+COLUMNS = 8
+"""Columns that are added, ones and zeros: the width stays one that tensor cores like."""
 WORTH = 2
 """Times that what a value's products give must be wider than the value itself."""
 
@@ -90,13 +91,13 @@ def _parts(total: ir.Value, width: int) -> tuple[Part, ...]:
 
 
 def _column(graph: ir.Graph, dtype: ir.DataType) -> ir.Value:
-    """1, 0, 0 ... for every patch: [G, N, MULTIPLE], so that the width stays one that tensor cores like."""
+    """1, 0, 0 ... for every patch: [G, N, COLUMNS]."""
     patches = next(value for value in graph.inputs if value.name == "patches")
     op = Nodes()
-    first = np.zeros(MULTIPLE, np.float32)
+    first = np.zeros(COLUMNS, np.float32)
     first[0] = 1
     row = op.Cast(op.Constant(value=ir.tensor(first)), to=dtype)
-    sizes = op.Concat(op.Shape(patches, start=0, end=2), constant(op, [MULTIPLE]), axis=0)
+    sizes = op.Concat(op.Shape(patches, start=0, end=2), constant(op, [COLUMNS]), axis=0)
     ones = op.Expand(row, sizes)
     ones.type = ir.TensorType(dtype)
     graph.insert_before(graph[0], list(op.nodes))
@@ -107,7 +108,7 @@ def _fold(graph: ir.Graph, x: ir.Value, column: ir.Value, products: list[BiasedP
     first = min((product.node for product in products), key=list(graph).index)
     op = Nodes()
     wide = op.Concat(x, column, axis=-1)
-    wide.type, wide.shape = column.type, _with_width(x, _width(x) + MULTIPLE)
+    wide.type, wide.shape = column.type, _with_width(x, _width(x) + COLUMNS)
     graph.insert_before(first, list(op.nodes))
     for product in products:
         for part in product.parts:
@@ -119,16 +120,16 @@ def _fold(graph: ir.Graph, x: ir.Value, column: ir.Value, products: list[BiasedP
 
 
 def _affine(graph: ir.Graph, product: BiasedProduct, part: Part) -> ir.Value:
-    """[in + MULTIPLE, width]: the weight's columns, the bias below them, zeros. Read when it is written."""
+    """[in + COLUMNS, width]: the weight's columns, the bias below them, zeros. Read when it is written."""
     weight, bias, end = product.weight, product.bias, part.start + part.width
 
     def stacked() -> Array:
         columns, row = data(weight)[:, part.start : end], data(bias)[None, part.start : end]
-        return np.concatenate([columns, row, np.zeros((MULTIPLE - 1, part.width), columns.dtype)])
+        return np.concatenate([columns, row, np.zeros((COLUMNS - 1, part.width), columns.dtype)])
 
     place = f".{part.start // part.width}" if len(product.parts) > 1 else ""
     name = f"{str(weight.name).removesuffix('.weight')}{place}.affine"
-    return add_initializer(graph, name, _dtype(weight), (int(weight.shape[0]) + MULTIPLE, part.width), stacked)  # type: ignore[arg-type,index]
+    return add_initializer(graph, name, _dtype(weight), (int(weight.shape[0]) + COLUMNS, part.width), stacked)  # type: ignore[arg-type,index]
 
 
 def _with_width(value: ir.Value, width: int) -> ir.Shape | None:

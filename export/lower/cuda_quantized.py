@@ -1,7 +1,6 @@
 """Quantized weights for ONNX Runtime's CUDA provider.
 
-    8- and 4-bit weights of the decoder and the head  ->  MatMulNBits in blocks of 32, laid out anew for its fast
-                                                          kernels while the bundle is loaded
+    8- and 4-bit weights of the decoder and the head  ->  MatMulNBits
     the token table                                   ->  GatherBlockQuantized
     the vision encoder's                              ->  rounded, then dequantized while the bundle is written: of
                                                           16,000 rows a product reads its weights once either way
@@ -20,8 +19,8 @@ from ..quantize.lazy import Array, add_initializer, data
 from .block_weights import MICROSOFT, block_look_up, block_product, take_over
 from .quantized_linears import find_quantized_linears, find_quantized_tables
 
-BLOCK = 32
-"""What the fast kernels of onnxruntime-gpu 1.31 read; larger blocks and whole channels repeat their scale."""
+CHANNEL_BLOCK = 128
+"""Inputs of a block where a whole channel shares its scale, which the kernel cannot say: it is then repeated."""
 
 
 def lower_quantized(model: ir.Model) -> None:
@@ -29,11 +28,11 @@ def lower_quantized(model: ir.Model) -> None:
     for linear in list(find_quantized_linears(model)):
         if linear.input_scale is not None:
             raise ValueError(f"{linear.name} rounds its activations, which the CUDA target does not run")
-        node = block_product(model.graph, linear, BLOCK, bias=None)
+        node = block_product(model.graph, linear, linear.block or CHANNEL_BLOCK, bias=None)
         model.graph.insert_before(linear.node, node)
         take_over(linear.node.outputs[0], node.outputs[0])
     for table in list(find_quantized_tables(model)):
-        take_over(table.node.outputs[0], block_look_up(model.graph, table, BLOCK))
+        take_over(table.node.outputs[0], block_look_up(model.graph, table, table.block or CHANNEL_BLOCK))
     model.opset_imports[MICROSOFT] = 1
     passes.RemoveUnusedNodesPass()(model)
 

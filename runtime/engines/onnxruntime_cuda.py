@@ -234,7 +234,6 @@ def _session(file: Path, provider: dict[str, str]) -> ort.InferenceSession:
     options.enable_mem_pattern = False  # shapes change from run to run
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    options.add_session_config_entry("ep.cuda.fpa_intb_gemm", "1")  # 8- and 4-bit weights in the layout of CUTLASS
     try:
         return ort.InferenceSession(str(file), options, providers=[(PROVIDER, provider)])
     except Exception as error:  # ONNX Runtime's own exception types are not public
