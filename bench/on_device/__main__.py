@@ -18,7 +18,9 @@ from ...runtime import load
 from ...runtime.bundle import open_bundle
 from ...runtime.engines.cuda import Gpu
 from ...runtime.engines.tensorrt_library import load_library
+from ...runtime.plans import Machine, runnable
 from .compare import Outcome, compare, expected
+from .layers import plan_layers
 from .steps import Figures, run_steps
 from .timing import time_model
 
@@ -80,6 +82,13 @@ class DeviceRun:
         """The GPU and its driver."""
         return asdict(Gpu().facts())
 
+    def layers(self) -> Figures:
+        """What is in the plans for this GPU."""
+        bundle = open_bundle(self.request.bundle)
+        library = load_library(bundle.manifest.target)  # type: ignore[arg-type]  # as above
+        machine = Machine(library.name, library.version, _local_architecture())
+        return plan_layers(library, bundle.path, [plan for plan in bundle.manifest.plans if runnable(plan, machine)])
+
     def verify(self) -> Figures:
         """The plans against ONNX Runtime."""
         return compare(load(self.request.bundle), self._expected)
@@ -115,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "reference": run.reference,
         "build": run.build,
         "gpu": run.gpu,
+        "layers": run.layers,
         "verify": run.verify,
         "timing": run.timing,
     }
