@@ -1,7 +1,10 @@
 """The table of what reflection buys."""
 
+import json
+from pathlib import Path
+
 import pytest
-from reflectrt.bench.reflection_table import plot, table
+from reflectrt.bench.reflection_table import TASKS, plot, table
 
 CELL = {
     "questions": 100, "accuracy": 0.5, "interval_95": [0.4, 0.6], "difference": 0.1,
@@ -21,3 +24,10 @@ def test_the_figure_is_written(tmp_path):
     pytest.importorskip("matplotlib")
     plot(SUMMARIES, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_the_documented_table_is_the_measured_one():
+    root = Path(__file__).parents[2]
+    files = [root / "bench" / "results" / f"reflection_{task}.json" for task in TASKS]
+    measured = table([json.loads(file.read_text(encoding="utf-8")) for file in files])
+    assert measured in (root / "docs" / "reflection.md").read_text(encoding="utf-8")
