@@ -19,14 +19,18 @@ from ...runtime.bundle import Bundle
 from ...runtime.engines.onnxruntime_cuda import OrtCudaEngine
 from ...runtime.prompt import Question
 from ...runtime.session import Model
+from ..reference_inputs import Medium
 from ..synthetic import random_medium
 from ..torch_loop import PUBLISHED_DUMMIES
 from .ceilings import measure_ceilings
-from .measure import GRID, OPTIONS, QUESTION, STEPS, measure_answers, measure_growth, measure_stages
-from .report import answers_report, cosines, environment, gains, rival_report, stages_report
+from .measure import GRID, OPTIONS, QUESTION, STEPS, Answers, measure_answers, measure_growth, measure_stages
+from .report import WEIGHT_BYTES, answers_report, cosines, environment, gains, rival_report, stages_report
 from .rival import Rival
 from .shape import TEXT_7B, VISION_7B
 from .weights import draw, fill, places, transformers_tensors
+
+FLOATS, QUANTIZED = ("bf16", "fp16"), ("int8-weights", "int4")
+"""Precisions; transformers runs beside the first ones only, over the same weights."""
 
 
 def main() -> int:
@@ -34,7 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m reflectrt.bench.gpu", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="a folder for 17 GB of random weights")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--precision", choices=("bf16", "fp16"), default="bf16")
+    parser.add_argument("--precision", choices=(*FLOATS, *QUANTIZED), default="bf16")
     arguments = parser.parse_args()
     folder = arguments.work / arguments.precision
     if not folder.exists():
@@ -56,8 +60,9 @@ def measure(folder: Path) -> dict[str, Any]:
     ceilings = measure_ceilings()
     _say("loading")
     start = perf_counter()
+    before = torch.cuda.mem_get_info()[0]
     model = open_skeleton(folder)
-    loading_s = perf_counter() - start
+    loading_s, gpu_bytes = perf_counter() - start, before - torch.cuda.mem_get_info()[0]
     _say("stages")
     stages = measure_stages(model)
     _say("answers")
@@ -65,6 +70,26 @@ def measure(folder: Path) -> dict[str, Any]:
     ours = measure_answers(model, medium)
     _say("growth")
     growth = measure_growth(model)
+    results = {
+        "environment": environment(),
+        "shape": "Qwen2.5-VL-7B, random weights",
+        "precision": model.manifest.precision,
+        "grid": GRID,
+        "ceilings": vars(ceilings),
+        "loading_s": loading_s,
+        "weights_gb": sum(entry.size for entry in model.manifest.files.values()) / 1e9,
+        "gpu_bytes": gpu_bytes,
+        "stages": stages_report(stages, ceilings, WEIGHT_BYTES[model.manifest.precision]),
+        "answers": answers_report(ours),
+        "growth_by_frames": growth,
+    }
+    if model.manifest.precision in FLOATS:
+        results |= _beside_transformers(folder, model, medium, ours)
+    return results
+
+
+def _beside_transformers(folder: Path, model: Model, medium: Medium, ours: Answers) -> dict[str, Any]:
+    """The rival's times over the same weights, our gains, and how near the hidden states are."""
     _say("transformers")
     rival = make_rival(folder)
     prompt, forced = rival_prompt(model)
@@ -72,16 +97,6 @@ def measure(folder: Path) -> dict[str, Any]:
     plain, thoughts = rival.answer(medium, prompt, forced, STEPS, 0)
     published, _ = rival.answer(medium, prompt, forced, STEPS, PUBLISHED_DUMMIES)
     return {
-        "environment": environment(),
-        "shape": "Qwen2.5-VL-7B, random weights",
-        "precision": model.manifest.precision,
-        "grid": GRID,
-        "ceilings": vars(ceilings),
-        "loading_s": loading_s,
-        "gpu_bytes": torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0],
-        "stages": stages_report(stages, ceilings),
-        "answers": answers_report(ours),
-        "growth_by_frames": growth,
         "transformers": {"published": rival_report(published), "without_dummies": rival_report(plain)},
         "gains": gains(ours, published, plain),
         "reflection_cosines": cosines(ours.reflection, thoughts),

@@ -80,11 +80,8 @@ def media(count: int, seed: int) -> Iterator[Medium]:
 def colours(count: int = 100, seed: int = 5) -> Iterator[Asked]:
     """Questions that need no files, for random checkpoints."""
     for index, medium in enumerate(media(count, seed)):
-        shown = SyntheticMedia(medium)
-        question = QUESTIONS[index % len(QUESTIONS)]
-        yield Asked(
-            lambda model, shown=shown: model.open(shown), question, OPTIONS, zlib.crc32(medium.patches.tobytes()), index
-        )
+        digest, question = zlib.crc32(medium.patches.tobytes()), QUESTIONS[index % len(QUESTIONS)]
+        yield Asked(_opener(SyntheticMedia(medium)), question, OPTIONS, digest, index)
 
 
 def needles(count: int, seed: int, folder: Path, part: Part = WHOLE) -> Iterator[Asked]:
@@ -95,8 +92,12 @@ def needles(count: int, seed: int, folder: Path, part: Part = WHOLE) -> Iterator
         if part.has(index):
             file = write_media(item, folder)
             digest, question = zlib.crc32(file.read_bytes()), item.question
-            yield Asked(lambda model, file=file: model.open(str(file)), question.text, question.options, digest, index)  # type: ignore[misc]
+            yield Asked(_opener(str(file)), question.text, question.options, digest, index)
             file.unlink()
+
+
+def _opener(source: str | SyntheticMedia) -> Callable[[Model], Session]:
+    return lambda model: model.open(source)
 
 
 def answers(model: Model, asked: Iterable[Asked], steps: int = STEPS, text_tokens: int = 8) -> Arrays:

@@ -55,7 +55,7 @@ class Rival:
     @torch.no_grad()
     def _load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         state = self.model.state_dict()
-        absent = _with_thirds(state)
+        absent = with_thirds(state)
         for name, values in tensors:
             if name in absent:
                 target = absent.pop(name)
@@ -134,7 +134,7 @@ class Rival:
         self.model.model.visual(pixels, grid_thw=grid)
 
 
-def _with_thirds(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_thirds(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors by name; queries, keys and values of the vision encoder apart, as views: `....qkv.0.weight`."""
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""`python -m reflectrt.bench.gpu.table RESULTS.json`: the results as the Markdown table of docs/cuda.md."""
+"""`python -m reflectrt.bench.gpu.table RESULTS.json ...`: results as the Markdown tables of docs/cuda.md."""
 
 from __future__ import annotations
 
@@ -39,10 +39,30 @@ def growth(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def quantized(results: dict[str, Any]) -> str:
+    """One row a precision, bfloat16 of the same run first."""
+    lines = [
+        "| | weights | vision | prefill | step | answer, cold | answer, follow-up |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, key in (("bf16", "bf16_same_run"), ("int8-weights", "int8-weights"), ("int4", "int4")):
+        found = results[key]
+        times = [found["stages"][stage] for stage in ("vision_s", "prefill_s", "step_s")]
+        times += [found["answers"][answer] for answer in ("cold_s", "follow_up_s")]
+        lines.append(f"| {name} | {found['weights_gb']:.1f} GB | " + " | ".join(map(_ms, times)) + " |")
+    return "\n".join(lines)
+
+
+def tables(results: dict[str, Any]) -> list[str]:
+    """Every table that a file of results has the figures for."""
+    forms = {"transformers": table, "growth_by_frames": growth, "int4": quantized}
+    return [form(results) for part, form in forms.items() if part in results]
+
+
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.1f} ms" if seconds < 0.1 else f"{1e3 * seconds:,.0f} ms"
 
 
 if __name__ == "__main__":
-    found = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    print(table(found), growth(found), sep="\n\n")
+    for file in sys.argv[1:]:
+        print(*tables(json.loads(Path(file).read_text(encoding="utf-8"))), sep="\n\n")

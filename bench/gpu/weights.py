@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import sqrt
 from pathlib import Path
 
 import onnx
@@ -28,12 +28,18 @@ INNER_AXIS = {"gate_proj": -1, "up_proj": -1, "down_proj": 0}
 """Which axis of an MLP's matrices, stored [in, out], is the inner width, which the lowering pads."""
 AFFINE = ".affine"
 """Matrices with their bias as a row behind the last, and COLUMNS - 1 rows behind that, which nothing reads."""
-NUMBERS, SCALE = "_quantized_packed", "_scale_packed"
-"""How the tensors of a quantized matrix end."""
-SHARED = 32
-"""Inputs of a quantized matrix that share a scale."""
+BLOCK_OPERATORS = {"MatMulNBits": 2, "GatherBlockQuantized": 2}
+"""Operators over quantized matrices, and which input their scales [out, in / block] are."""
 SPREAD = {8: 73.9, 4: 4.6}
 """Standard deviation of uniform signed numbers of so many bits."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Bits of a quantized matrix' numbers, and how many of a row share a scale."""
+
+    bits: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,8 @@ class Place:
     dtype: torch.dtype
     file: str
     offset: int
-    bits: int = 16
-    """Of the numbers that a scale belongs to."""
+    blocks: Blocks | None = None
+    """Of scales: of the numbers that they belong to."""
 
 
 def places(folder: Path) -> Iterator[Place]:
@@ -56,15 +62,23 @@ def places(folder: Path) -> Iterator[Place]:
         onnx.TensorProto.FLOAT16: torch.float16,
         onnx.TensorProto.UINT8: torch.uint8,
     }
-    for graph in sorted(folder.glob("*.onnx")):
-        tensors = {t.name: t for t in onnx.load(graph, load_external_data=False).graph.initializer if t.external_data}
-        for name, tensor in tensors.items():
+    for file in sorted(folder.glob("*.onnx")):
+        graph = onnx.load(file, load_external_data=False).graph
+        blocks = dict(_blocks(graph))
+        for tensor in graph.initializer:
             external = {entry.key: entry.value for entry in tensor.external_data}
-            where, offset = external["location"], int(external.get("offset", 0))
-            dtype, dims = types.get(tensor.data_type, torch.float32), tuple(tensor.dims)
-            numbers = tensors.get(name.replace(SCALE, NUMBERS)) if name.endswith(SCALE) else None
-            bits = 8 * prod(numbers.dims) // (prod(dims) * SHARED) if numbers is not None else 16
-            yield Place(name, dims, dtype, where, offset, bits)
+            if external:
+                where, offset = external["location"], int(external.get("offset", 0))
+                dtype = types.get(tensor.data_type, torch.float32)
+                yield Place(tensor.name, tuple(tensor.dims), dtype, where, offset, blocks.get(tensor.name))
+
+
+def _blocks(graph: onnx.GraphProto) -> Iterator[tuple[str, Blocks]]:
+    """The names of all scales, with what they belong to."""
+    for node in graph.node:
+        if node.op_type in BLOCK_OPERATORS:
+            numbers = {attribute.name: attribute.i for attribute in node.attribute}
+            yield node.input[BLOCK_OPERATORS[node.op_type]], Blocks(numbers["bits"], numbers["block_size"])
 
 
 def draw(place: Place, device: str = "cuda") -> Tensor:
@@ -73,8 +87,8 @@ def draw(place: Place, device: str = "cuda") -> Tensor:
     if place.dtype == torch.uint8:
         return torch.randint(0, 256, place.shape, generator=generator, device=device, dtype=torch.uint8)
     values = torch.randn(place.shape, generator=generator, device=device)
-    if place.name.endswith(SCALE):
-        values = _steps(place, values)
+    if place.blocks is not None:
+        values = _steps(place, place.blocks, values)
     elif len(place.shape) == 1:
         values = 1 + 0.1 * values if "bias" not in place.name else 0.1 * values
     else:
@@ -85,10 +99,10 @@ def draw(place: Place, device: str = "cuda") -> Tensor:
     return values.to(place.dtype)
 
 
-def _steps(place: Place, values: Tensor) -> Tensor:
-    """Scales [out, in / SHARED] that give random numbers a matrix's deviation."""
-    wanted = 1.0 if "embed_tokens" in place.name else 1 / sqrt(place.shape[1] * SHARED)
-    return wanted / SPREAD[place.bits] * (1 + 0.05 * values)
+def _steps(place: Place, blocks: Blocks, values: Tensor) -> Tensor:
+    """Scales that give random numbers a matrix's deviation."""
+    wanted = 1.0 if "embed_tokens" in place.name else 1 / sqrt(place.shape[1] * blocks.size)
+    return wanted / SPREAD[blocks.bits] * (1 + 0.05 * values)
 
 
 def _is_padded(place: Place) -> bool:

@@ -1,27 +1,37 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from reflectrt.bench.gpu import parity, work
+from reflectrt.bench.gpu.letters import letters
+from reflectrt.bench.gpu.rival import with_thirds
 from reflectrt.bench.gpu.shape import TEXT_7B, VISION_7B
-from reflectrt.bench.gpu.table import growth, table
-from reflectrt.bench.gpu.weights import Place, draw, transformers_tensors
+from reflectrt.bench.gpu.table import growth, quantized, table
+from reflectrt.bench.gpu.weights import Blocks, Place, draw, transformers_tensors
+from reflectrt.export.lower.cuda_bias import COLUMNS
 
-RESULTS = Path(__file__).parents[3] / "bench" / "results" / "gpu_7b_bf16.json"
+RESULTS = Path(__file__).parents[3] / "bench" / "results"
 
 
 def place(name: str, *shape: int) -> Place:
     return Place(name, shape, torch.float32, "decoder.onnx.data", 0)
 
 
+def results(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / name).read_text())
+    return found
+
+
 def test_the_tables_in_the_documents_are_the_results() -> None:
-    results = json.loads(RESULTS.read_text())
-    root = RESULTS.parents[2]
-    assert table(results) in (root / "README.md").read_text()
-    assert table(results) in (root / "docs" / "cuda.md").read_text()
-    assert growth(results) in (root / "docs" / "cuda.md").read_text()
+    root = RESULTS.parents[1]
+    readme, page = ((root / name).read_text() for name in ("README.md", "docs/cuda.md"))
+    assert table(results("gpu_7b_bf16.json")) in readme
+    assert table(results("gpu_7b_bf16.json")) in page
+    assert growth(results("gpu_7b_bf16_growth.json")) in page
+    assert quantized(results("gpu_quantized.json")) in page
 
 
 def test_work_is_that_of_the_published_sizes() -> None:
@@ -53,6 +63,37 @@ def test_padding_is_zero_and_is_not_in_the_rival_s_weights() -> None:
     ((name, rival),) = transformers_tensors(gate, values)
     assert (name, rival.shape) == (gate.name, (3420, 16))
     assert torch.equal(rival, values[:, :3420].t())
+
+
+def test_folded_biases_come_apart_for_the_rival() -> None:
+    third = place("model.visual.blocks.0.attn.qkv.1.affine.half", 16 + COLUMNS, 24)
+    values = draw(third, "cpu")
+    parts = dict(transformers_tensors(third, values))
+    stem = "model.visual.blocks.0.attn.qkv.1"
+    assert set(parts) == {f"{stem}.weight", f"{stem}.bias"}
+    assert torch.equal(parts[f"{stem}.weight"], values[:16].t())
+    assert torch.equal(parts[f"{stem}.bias"], values[16])
+
+
+def test_thirds_of_the_rival_s_tensors_are_views() -> None:
+    state = {"a.attn.qkv.weight": torch.zeros(6, 2), "a.norm.weight": torch.zeros(2)}
+    found = with_thirds(state)
+    assert set(found) == {*(f"a.attn.qkv.{third}.weight" for third in range(3)), "a.norm.weight"}
+    found["a.attn.qkv.1.weight"].fill_(1)
+    assert state["a.attn.qkv.weight"].sum(1).tolist() == [0, 0, 2, 2, 0, 0]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_random_numbers_and_scales_make_a_matrix_of_the_usual_deviation(bits: int) -> None:
+    inputs = 8 * 32
+    packed = Place("a.weight_quantized_packed", (64, 8, 32 * bits // 8), torch.uint8, "decoder.onnx.data", 0)
+    numbers = draw(packed, "cpu")
+    if bits == 4:
+        numbers = torch.stack([numbers & 15, numbers >> 4], -1).flatten(-2)
+    scales = Place("a.weight_scale_packed", (64, 8), torch.float32, "decoder.onnx.data", 0, Blocks(bits, 32))
+    scale = draw(scales, "cpu")
+    weight = (numbers.float() - 2 ** (bits - 1)) * scale[..., None]
+    assert float(weight.std()) == pytest.approx(inputs**-0.5, rel=0.1)
 
 
 def test_packed_projections_come_apart_for_the_rival() -> None:
@@ -87,6 +128,17 @@ def test_agreement_tells_ties_from_differences() -> None:
     assert agreement.letters_equal_or_tied == pytest.approx(2 / 3)
     assert agreement.tokens_equal == pytest.approx(2 / 3)
     assert agreement.reflection_cosine == pytest.approx([-1, -1])
+
+
+def test_letters_are_compared_on_the_questions_that_both_answered() -> None:
+    def line(name: str, option: str, label: str = "A") -> dict[str, Any]:
+        return {"id": name, "label": label, "cells": {"reference K=4": {"option": option}}}
+
+    found = [line("a", "A"), line("b", "B"), line("c", "C")]
+    wanted = [line("b", "A"), line("a", "A"), line("d", "D")]
+    agreement = letters(found, wanted)["reference K=4"]
+    assert (agreement.questions, agreement.equal) == (2, 0.5)
+    assert (agreement.found_right, agreement.wanted_right) == (0.5, 1)
 
 
 def test_media_are_the_same_for_the_same_seed() -> None:
