@@ -22,11 +22,14 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    try:  # importing the commands takes a while, in which a user may change their mind
+    # Importing the commands takes a while, in which a user may change their mind. Nothing is begun, so we leave at
+    # once: an exception would come out of some libraries as an error of theirs.
+    before = signal.signal(signal.SIGINT, lambda *_: os._exit(_interrupted()))
+    try:
         parsed = build_parser().parse_args(arguments)
-        return run_guarded(lambda: parsed.run(parsed))
-    except KeyboardInterrupt:
-        return _interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return run_guarded(lambda: parsed.run(parsed))
 
 
 def run_guarded(run: Callable[[], int]) -> int:
@@ -56,10 +59,15 @@ def run_guarded(run: Callable[[], int]) -> int:
         return 1
     except KeyboardInterrupt:
         return _interrupted()
+    except ImportError as error:
+        # An interrupt while onnxruntime's C++ module starts comes out of it as "initialization failed".
+        if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            return _interrupted()
+        raise
 
 
 def _interrupted() -> int:
-    print("error: interrupted", file=sys.stderr)
+    print("error: interrupted", file=sys.stderr, flush=True)
     return INTERRUPTED
 
 

@@ -408,17 +408,30 @@ def test_an_interrupted_export_leaves_nothing(exports: Exports, tmp_path: Path) 
 
 def test_an_interrupt_is_one_line_also_while_modules_are_imported() -> None:
     code = """
-import sys
+import signal, sys
 class Impatient:
     def find_spec(self, name, *rest):
         if name == "numpy":
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 sys.meta_path.insert(0, Impatient())
 from reflectrt.cli import main
 sys.exit(main(["inspect", "bundle"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+def test_an_interrupt_of_a_library_that_starts_is_an_interrupt(capfd: pytest.CaptureFixture[str]) -> None:
+    from reflectrt.cli import run_guarded
+
+    def start() -> int:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+    assert run_guarded(start) == 130
+    assert capfd.readouterr().err == "error: interrupted\n"
 
 
 def test_running_out_of_memory_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
