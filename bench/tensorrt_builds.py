@@ -1,9 +1,10 @@
 """Build plans ahead of time for every architecture and number format, and write down what came of it.
 
-    python -m reflectrt.bench.tensorrt_builds bench/results/tensorrt_builds.json
+    python -m reflectrt.bench.tensorrt_builds bench/results/tensorrt_builds.json [--shape reference ...]
 
-All graphs of a small random checkpoint, and single layers of the 7B shape. Needs TensorRT-RTX and no GPU. Built and
-inspected is not run: no figure here says how fast a plan is, or that its numbers are right.
+All graphs of a small random checkpoint and of the reference checkpoint, and single layers of the 7B shape; what a
+results file has of other shapes stays. Needs TensorRT-RTX and no GPU. Built and inspected is not run: no figure here
+says how fast a plan is, or that its numbers are right.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,7 +36,8 @@ from .random_checkpoint import RandomShape, make_checkpoint
 
 ARCHITECTURES = ("SM80", "SM86", "SM89", "SM120", "SM121")
 SMALL = RandomShape(heads=6, kv_heads=2, layers=2, seed=7)
-CAPACITY = {"small": 4096, "7B layer": 8192}
+REFERENCE = Path(__file__).parent.parent / "assets" / "reference"
+CAPACITY = {"small": 4096, "reference": 8192, "7B layer": 8192}
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,17 @@ Job = tuple[str, Request, dict[str, str]]
 
 
 def small_jobs(precision: str, folder: Path) -> Iterator[Job]:
-    """All graphs of a small checkpoint."""
-    checkpoint = Checkpoint.open(make_checkpoint(folder / "checkpoint", like=SMALL))
-    context = CAPACITY["small"]
+    """All graphs of a small random checkpoint."""
+    return _checkpoint_jobs("small", make_checkpoint(folder / "checkpoint", like=SMALL), precision, folder)
+
+
+def reference_jobs(precision: str, folder: Path) -> Iterator[Job]:
+    """All graphs of the reference checkpoint."""
+    return _checkpoint_jobs("reference", REFERENCE, precision, folder)
+
+
+def _checkpoint_jobs(shape: str, source: Path, precision: str, folder: Path) -> Iterator[Job]:
+    checkpoint, context = Checkpoint.open(source), CAPACITY[shape]
     plan = ExportPlan("tensorrt-rtx", precision, context, _recipe(checkpoint, precision))
     export_bundle(checkpoint, folder / "bundle", plan, Silence())
     bundle = open_bundle(folder / "bundle")
@@ -80,7 +90,7 @@ def small_jobs(precision: str, folder: Path) -> Iterator[Job]:
         chosen = profiles(name, bundle.manifest.model, Limits(context))
         activation, file = bundle.manifest.activation, bundle.file(entry.file)
         request = Request(name, file, entry.signature(), activation, capacity, chosen, "")
-        yield "small", request, quantized_weights(bundle.manifest, name)
+        yield shape, request, quantized_weights(bundle.manifest, name)
 
 
 def layer_jobs(precision: str, folder: Path) -> Iterator[Job]:
@@ -93,6 +103,9 @@ def layer_jobs(precision: str, folder: Path) -> Iterator[Job]:
         chosen = profiles(name, MODEL, Limits(rows))
         request = Request(name, file, signature, ACTIVATIONS[dtype], capacity, chosen, "")
         yield "7B layer", request, schemes(file, precision)
+
+
+JOBS = {"small": small_jobs, "reference": reference_jobs, "7B layer": layer_jobs}
 
 
 def _recipe(checkpoint: Checkpoint, precision: str) -> Recipe | None:
@@ -136,22 +149,32 @@ def main() -> int:
     """Build everything and write the results after each plan."""
     parser = argparse.ArgumentParser(description="Build plans for every architecture and number format.")
     parser.add_argument("results", type=Path)
-    results: Path = parser.parse_args().results
-    library, rows = load_library("tensorrt-rtx"), []
-    for jobs in (small_jobs, layer_jobs):
+    parser.add_argument("--shape", choices=JOBS, nargs="+", default=list(JOBS))
+    arguments = parser.parse_args()
+    results: Path = arguments.results
+    library = load_library("tensorrt-rtx")
+    known = json.loads(results.read_text())["plans"] if results.exists() else []
+    rows = [Row(**plan) for plan in known if plan["shape"] not in arguments.shape]
+    for shape in arguments.shape:
         for precision in TENSORRT_PRECISIONS:
             with tempfile.TemporaryDirectory() as folder:
-                for job in jobs(precision, Path(folder)):
-                    for architecture in ARCHITECTURES:
-                        if precision == "fp8" and capability(architecture) < FP8_SINCE:
-                            continue
-                        rows.append(row(library, job, precision, architecture))
-                        print(rows[-1], file=sys.stderr)
-                        _write(results, library, rows)
+                for found in build_all(library, JOBS[shape](precision, Path(folder)), precision):
+                    print(found, file=sys.stderr)
+                    rows.append(found)
+                    _write(results, library, rows)
     return int(any(found.error for found in rows))
 
 
+def build_all(library: Library, jobs: Iterable[Job], precision: str) -> Iterator[Row]:
+    """Every job for every architecture that has the precision."""
+    for job in jobs:
+        for architecture in ARCHITECTURES:
+            if precision != "fp8" or capability(architecture) >= FP8_SINCE:
+                yield row(library, job, precision, architecture)
+
+
 def _write(results: Path, library: Library, rows: list[Row]) -> None:
+    rows = sorted(rows, key=lambda found: list(JOBS).index(found.shape))
     head = {
         "library": f"{library.name} {library.version}",
         "machine": f"{platform.machine()}, no GPU",

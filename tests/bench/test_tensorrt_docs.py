@@ -17,7 +17,8 @@ def test_every_architecture_built_every_graph_in_every_precision() -> None:
     assert [plan for plan in plans if plan["error"]] == []
     built = {(plan["shape"], plan["graph"], plan["precision"], plan["architecture"]) for plan in plans}
     fp8_less = {"SM80", "SM86"}
-    for shape, graphs in (("small", ("vision", "embed", "decoder", "head")), ("7B layer", ("vision", "decoder"))):
+    whole = ("vision", "embed", "decoder", "head")
+    for shape, graphs in (("small", whole), ("reference", whole), ("7B layer", ("vision", "decoder"))):
         for graph in graphs:
             for precision in ("fp16", "bf16", "int8", "fp8", "int4"):
                 wanted = {"SM80", "SM86", "SM89", "SM120", "SM121"} - (fp8_less if precision == "fp8" else set())
