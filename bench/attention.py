@@ -78,7 +78,7 @@ def look(network: Network, item: needle.ImageItem, steps: int) -> Looked:
     weights = _weights(network, embeds[0, 0], prefix, places)
     lead = prefix.mask.shape[-1] - prefix.mask.shape[-2] - visual.shape[1]
     shown = weights[..., lead : lead + visual.shape[1]]
-    return Looked(item, shown.unflatten(-1, (item.size[1] // CELL, item.size[0] // CELL)))
+    return Looked(item, shown.reshape(*shown.shape[:-1], item.size[1] // CELL, item.size[0] // CELL))
 
 
 def _weights(network: Network, x: Tensor, prefix: Prefilled, places: list[int]) -> Tensor:

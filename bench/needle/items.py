@@ -17,6 +17,7 @@ IMAGE_SIZES = (
 IMAGE_CELLS = (12, 24)
 VIDEO_SIZES = ((224, 224), (280, 224), (224, 280), (336, 252))
 VIDEO_COUNTS = (16, 24, 32, 48, 64, 96, 128)
+Item = ImageItem | VideoItem
 
 
 def images(seed: int, count: int, split: Split = "eval") -> Iterator[ImageItem]:
@@ -37,6 +38,22 @@ def videos(seed: int, count: int, split: Split = "eval") -> Iterator[VideoItem]:
         scene = video_scene(random, split, size, frames)
         question = _pick(random, video_questions(random, scene, 1000))
         yield VideoItem(f"video-{seed}-{number}", question, size, frames, scene.frames)
+
+
+def groups(seed: int, count: int, questions: int, split: Split = "eval") -> Iterator[list[Item]]:
+    """`count` media, pictures and films in turn and of the lesser sizes, with up to `questions` questions each."""
+    for number in range(count):
+        random = Random(f"needle-groups/{split}/{seed}/{number}")
+        name = f"group-{seed}-{number}"
+        if number % 2 == 0:
+            size = random.choice(IMAGE_SIZES[:4])
+            picture = image_scene(random, split, size, IMAGE_CELLS)
+            yield [ImageItem(name, each, size, picture.pixels) for each in image_questions(random, picture, questions)]
+        else:
+            size, frames = random.choice(VIDEO_SIZES), random.choice(VIDEO_COUNTS[:4])
+            film = video_scene(random, split, size, frames)
+            found = video_questions(random, film, questions)
+            yield [VideoItem(name, each, size, frames, film.frames) for each in found]
 
 
 def _pick(random: Random, questions: list[Question]) -> Question:
