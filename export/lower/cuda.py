@@ -29,6 +29,7 @@ from .cuda_bias import fold_biases
 from .cuda_half import multiply_in_half
 from .cuda_pack import pack_projections
 from .cuda_quantized import dequantize, lower_quantized
+from .cuda_scratch import note_row_bytes
 from .cuda_vision import pack_windows
 
 MICROSOFT = cpu.MICROSOFT
@@ -56,6 +57,7 @@ def lower(model: ir.Model) -> ir.Model:
     multiply_in_half(model)
     for tidy in (passes.CommonSubexpressionEliminationPass(), passes.RemoveUnusedNodesPass()):
         tidy(model)
+    note_row_bytes(model)
     return model
 
 

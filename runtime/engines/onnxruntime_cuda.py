@@ -23,12 +23,16 @@ from ..errors import BundleError, ResourceError
 from ..manifest import GraphEntry
 from . import bfloat16
 from .cuda import Gpu
+from .cuda_runs import RowBytes, plan_runs
 from .device_memory import DeviceBuffer, Pool, itemsize
 from .ort_cuda_checks import PROVIDER, check_device, check_nodes, check_provider
 from .ort_session import check_ports, check_version, failure, first_line
 
 ONNX_TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}
 """Numbers of onnx.TensorProto.DataType."""
+
+ROW_BYTES = "reflectrt.row_bytes"
+"""Where a graph's file says how much each row of a run takes."""
 
 NO_GRAPH = -1
 CAPTURED_TOKENS = 8
@@ -56,6 +60,11 @@ class OrtCudaGraph:
         """Run from bound inputs into bound outputs."""
         self._bind(self._binding, inputs, outputs)
         self._run(self._binding, NO_GRAPH)
+
+    def row_bytes(self) -> int:
+        """Bytes of intermediate values for each row of a run; 0 where the file does not say."""
+        count = self._session.get_modelmeta().custom_metadata_map.get(ROW_BYTES, "0")
+        return int(count) if count.isdecimal() else 0
 
     def _bind(self, binding: ort.IOBinding, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         for bind, buffers in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
@@ -127,8 +136,6 @@ class OrtCudaEngine:
     """ONNX Runtime's CUDA provider on one GPU."""
 
     device = "cuda"
-    chunk_tokens = 4096
-    vision_patches = 32_768  # 112 grids of 288 patches a run take 5 % less than 56; more gain nothing
     cache_capacities: tuple[int, ...] = ()
 
     def __init__(self, bundle: Bundle, index: int = 0) -> None:
@@ -143,6 +150,9 @@ class OrtCudaEngine:
         self.activation = bfloat16.DTYPE if self._float == "bfloat16" else np.dtype(self._float)
         self._check_room(bundle)
         self._graphs = {name: self._open(bundle, name, entry) for name, entry in manifest.graphs.items()}
+        row = RowBytes(*(self._graphs[name].row_bytes() for name in (contract.DECODER, contract.VISION)))
+        runs = plan_runs(row, self._gpu.free_bytes())
+        self.chunk_tokens, self.vision_patches = runs.tokens, runs.patches
 
     @property
     def allocations(self) -> int:

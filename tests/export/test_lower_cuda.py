@@ -9,6 +9,8 @@ from exports import Exports
 from reflectrt.export.checkpoint import Checkpoint
 from reflectrt.export.lower import cuda
 from reflectrt.export.lower.cuda_nodes import Nodes
+from reflectrt.export.lower.cuda_scratch import row_bytes
+from reflectrt.runtime.engines.onnxruntime_cuda import ROW_BYTES
 from reflectrt.runtime.vision import vision_layout
 
 Arrays = dict[str, np.ndarray]
@@ -187,3 +189,31 @@ def test_widths_that_tensor_cores_do_not_like_are_padded(exports: Exports) -> No
     assert padded is not None
     assert not padded.numpy()[100:].any()
     assert padded.numpy()[:100].any()
+
+
+def test_a_row_s_bytes_are_the_most_that_are_alive_at_once() -> None:
+    tokens = ir.Shape([1, "tokens", 8])
+    x, first, second, out = (
+        ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=tokens) for name in "xfso"
+    )
+    wide = ir.Value(name="w", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1, "tokens", 16]))
+    nodes = [
+        ir.node("Neg", [x], outputs=[first]),
+        ir.node("Concat", [first, first], {"axis": -1}, outputs=[wide]),
+        ir.node("Slice", [wide], outputs=[second]),
+        ir.node("Add", [first, second], outputs=[out]),
+    ]
+    graph = ir.Graph([x], [out], nodes=nodes, opset_imports={"": 24})
+    assert row_bytes(graph) == 4 * (
+        8 + 16 + 8
+    )  # while Slice runs: first, wide, second; inputs and outputs are not ours
+
+
+def test_the_file_says_what_a_row_takes(exports: Exports) -> None:
+    model = lowered(exports, "decoder")
+    ir.external_data.load_to_model(model)
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    said = int(session.get_modelmeta().custom_metadata_map[ROW_BYTES])
+    assert said == row_bytes(model.graph)
+    hidden, inner = 48, 96
+    assert said >= 4 * (hidden + 3 * inner)  # the residual, and an MLP's gate, up and product
