@@ -31,7 +31,9 @@ from .profile.environment import describe
 from .reflection import SUMMARY, Part, drop_cut_line, read
 
 RESAMPLES, SEED = 10_000, 0  # of the bootstrap
-CLOSE = 0.1  # a question is close where the float bundle gives its two best options less than this between them
+MARGINS = (0.0, 0.02, 0.1, 0.5)
+"""Edges of the classes by margin: the probability of the float bundle's best option less that of its second best.
+Below the first edge are near ties, which any rounding may turn."""
 
 
 def answers(model: Model, items: Sequence[Item], media: Path) -> list[dict[str, Any]]:
@@ -100,14 +102,13 @@ def _cell(lines: Sequence[dict[str, Any]], name: str, base: str) -> dict[str, An
     )
     change = [list(np.subtract(x, y, dtype=float)) for x, y in zip(right, float_right, strict=True)]
     flat = [pair for x, y in zip(ours, theirs, strict=True) for pair in zip(x, y, strict=True)]
-    close = np.array([_margin(b["scores"]) < CLOSE for _, b in flat])
     agree = np.concatenate(same)
     return {
         "questions": len(agree),
         "media": len(lines),
         "agreement": float(agree.mean()),
         "agreement_interval_95": _interval(same),
-        "agreement_of_close": [float(agree[close].mean()) if close.any() else None, int(close.sum())],
+        "agreement_by_margin": _by_margin(agree, np.array([_margin(b["scores"]) for _, b in flat])),
         "accuracy": float(np.concatenate(right).mean()),
         "float_accuracy": float(np.concatenate(float_right).mean()),
         "accuracy_change": float(np.concatenate(change).mean()),
@@ -116,6 +117,16 @@ def _cell(lines: Sequence[dict[str, Any]], name: str, base: str) -> dict[str, An
         "mean_cosine_by_step": np.mean([a["cosine"] for a, _ in flat], axis=0).round(6).tolist(),
         "least_cosine_by_step": np.min([a["cosine"] for a, _ in flat], axis=0).round(6).tolist(),
     }
+
+
+def _by_margin(agree: Any, margins: Any) -> list[dict[str, Any]]:
+    """Agreement of the questions of each class of margins."""
+    found = []
+    for low, high in zip(MARGINS, (*MARGINS[1:], np.inf), strict=True):
+        inside = (margins >= low) & (margins < high)
+        share = float(agree[inside].mean()) if inside.any() else None
+        found.append({"margin_from": low, "questions": int(inside.sum()), "agreement": share})
+    return found
 
 
 def _margin(scores: Sequence[float]) -> float:

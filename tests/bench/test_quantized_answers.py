@@ -28,7 +28,8 @@ def test_agreement_accuracy_and_drift_are_told():
     assert (cell["questions"], cell["media"]) == (40, 10)
     assert cell["agreement"] == cell["accuracy"] == 0.9
     assert cell["accuracy_change"] == pytest.approx(-0.1)
-    assert cell["agreement_of_close"] == [0.0, 4]
+    by_margin = {each["margin_from"]: (each["questions"], each["agreement"]) for each in cell["agreement_by_margin"]}
+    assert by_margin == {0.0: (0, None), 0.02: (4, 0.0), 0.1: (0, None), 0.5: (36, 1.0)}
     assert cell["mean_cosine_by_step"] == pytest.approx([0.99, 0.99])
     assert cell["least_cosine_by_step"] == [0.9, 0.9]
     assert cell["kl_of_options"] == 0.0
