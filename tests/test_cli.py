@@ -13,9 +13,9 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from command_line import fails, film, run
 from exports import Exports
 from PIL import Image
-from reflectrt.cli import build_parser, main
 
 Paths = dict[str, Path]
 
@@ -58,18 +58,6 @@ def bundle(exports: Exports) -> Path:
     return exports.bundle()
 
 
-def film(path: Path) -> None:
-    """Two seconds of noise at 25 frames a second, with the index in front, so that it can be cut short."""
-    random = np.random.default_rng(1)
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 112, 84, "yuv420p"
-        for _ in range(50):
-            picture = random.integers(0, 256, (84, 112, 3), dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-
-
 def audio(path: Path) -> None:
     """A second of silence as an MP4 without pictures."""
     with av.open(str(path), "w") as container:
@@ -79,25 +67,6 @@ def audio(path: Path) -> None:
             frame.sample_rate, frame.pts = 8000, start
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-
-
-def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, list[str]]:
-    """Exit status, stdout, and the lines on stderr."""
-    try:
-        status = main([str(argument) for argument in arguments])
-    except SystemExit as stop:  # argparse's way to end
-        status = int(stop.code or 0)
-    out, err = capfd.readouterr()
-    return status, out, err.splitlines()
-
-
-def fails(capfd: pytest.CaptureFixture[str], status: int, message: str, *arguments: object) -> None:
-    """The command ends with this status and one line `error: ...`, which holds `message`, and prints nothing."""
-    found, out, lines = run(capfd, *arguments)
-    assert (found, out) == (status, "")
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    assert re.search(message, lines[0]), lines[0]
 
 
 ASK = ("-q", "Which?", "-o", "a", "-o", "b")
@@ -261,71 +230,6 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
 def test_wrong_usage_ends_with_2(bundle: Path, media: Paths, capfd: pytest.CaptureFixture[str], case: str) -> None:
     arguments, message = USAGE[case]
     fails(capfd, 2, message, "ask", bundle, media["picture"], *arguments)
-
-
-NUMBERS = {
-    "export": (("{bundle}", "{out}"), ("--max-context",)),
-    "calibrate": (
-        ("{bundle}", "{bundle}", "{out}", "--precision", "int8"),
-        ("--smooth", "--budget", "--limit", "--max-frames"),
-    ),
-    "build": (("{bundle}",), ("--capacity", "--max-patches", "--chunk", "--workspace")),
-    "ask": (
-        ("{bundle}", "{out}", "-q", "Which?"),
-        (
-            *("--steps", "--fps", "--max-frames", "--max-pixels", "--start", "--end", "--max-new-tokens"),
-            *("--temperature", "--top-p", "--seed", "--threads"),
-        ),
-    ),
-    "evaluate": (("needle-image", "{bundle}", "--out", "{out}"), ("--seed", "--steps", "--limit")),
-    "profile": (
-        ("{bundle}",),
-        ("--frames", "--size", "--question-tokens", "--steps", "--runs", "--warm-up", "--threads"),
-    ),
-    "verify": (("{bundle}", "--against", "{bundle}"), ("--questions", "--seed", "--max-frames")),
-}
-"""Each command with what it cannot do without, and every option of it that takes a number."""
-
-
-@pytest.mark.parametrize("number", ["-1", "nan", "1e999", "many", ""])
-@pytest.mark.parametrize(
-    ("command", "option"), [(command, option) for command, (_, options) in NUMBERS.items() for option in options]
-)
-def test_what_is_no_number_is_wrong_usage_of_every_option(
-    bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], command: str, option: str, number: str
-) -> None:
-    needed, _ = NUMBERS[command]
-    given = [part.format(bundle=bundle, out=tmp_path / "out") for part in needed]
-    fails(capfd, 2, option.removeprefix("--").replace("-", ".")[:7], command, *given, f"{option}={number}")
-    assert not list(tmp_path.iterdir())
-
-
-def test_every_option_that_takes_a_number_is_among_them() -> None:
-    found = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
-    for command, parser in found.items():  # type: ignore[union-attr]
-        takes = {
-            action.option_strings[-1]
-            for action in parser._actions
-            if action.option_strings and action.type not in (None, Path)
-        }
-        assert takes == set(NUMBERS.get(command, ((), ()))[1]), command
-
-
-def test_very_large_numbers_are_limits_or_mean_no_limit(
-    bundle: Path, media: Paths, capfd: pytest.CaptureFixture[str]
-) -> None:
-    most = "9" * 18
-    fails(capfd, 1, "pass --steps", "ask", bundle, media["picture"], *ASK, "--steps", most)
-    fails(capfd, 1, "pass --max-new-tokens", "ask", bundle, media["picture"], "-q", "What?", "--max-new-tokens", most)
-    fails(capfd, 1, "has no frame between", "ask", bundle, media["film"], *ASK, "--start", "1e300")
-    large = ("--max-frames", most, "--max-pixels", most, "--fps", "1e308", "--end", "1e300")
-    status, out, lines = run(capfd, "ask", bundle, media["film"], *ASK, *large, "--json")
-    assert (status, lines) == (0, [])
-    assert json.loads(out)["media"]["frames"] == 50
-    status, out, lines = run(
-        capfd, "ask", bundle, media["picture"], "-q", "What?", "--temperature", "1e-320", "--max-new-tokens", "2"
-    )
-    assert (status, lines) == (0, [])
 
 
 @pytest.mark.parametrize("arguments", [(), ("answer",), ("ask",), ("export", "checkpoint"), ("inspect",)], ids=str)
