@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..export.bundle import ACTIVATIONS, TENSORRT_PRECISIONS, ExportPlan, export_bundle
+from ..export.bundle import ExportPlan, export_bundle
 from ..export.checkpoint import Checkpoint
 from ..export.engines.build import Built, Request, build
 from ..export.engines.flavour import FP8_SINCE, capability
@@ -27,6 +27,7 @@ from ..export.engines.profiles import Limits, profiles
 from ..export.lower.tensorrt import lower
 from ..export.quantize.plain import default_recipe, linear_weights
 from ..export.recipe import FORMAT, FORMAT_MAJOR, FORMAT_MINOR, GraphRecipe, Recipe
+from ..export.targets import ACTIVATIONS, TENSORRT_PRECISIONS
 from ..runtime import contract
 from ..runtime.bundle import open_bundle
 from ..runtime.engines.tensorrt_library import Library, load_library

@@ -16,7 +16,6 @@ from ..runtime import contract
 from ..runtime import manifest as manifests
 from ..runtime.bundle import TOKENIZER
 from ..runtime.contract import Signature
-from ..runtime.engines.tensorrt_library import OLDEST
 from ..runtime.errors import ExportError
 from ..runtime.manifest import (
     GraphEntry,
@@ -35,12 +34,12 @@ from .graphs.head import Head
 from .graphs.reflect import Reflect
 from .graphs.vision import Vision
 from .inputs import GraphConfig
-from .lower import cpu, cuda, tensorrt
 from .prompt import prompt_tokens
 from .quantize.apply import quantize
 from .quantize.plain import default_recipe, stored_bytes
 from .recipe import Recipe
 from .staging import file_entry, staged
+from .targets import ACTIVATIONS, QUANTIZED_CACHE, TARGETS, Target
 from .trace import trace
 from .weights import StoredTensor, bind_weights, share_tied_head, write_weights
 
@@ -75,39 +74,6 @@ class ExportPlan:
     recipe: Recipe | None = None
     """How to quantize; None leaves the checkpoint's weights as they are."""
 
-
-@dataclass(frozen=True)
-class Target:
-    """What a target offers: its lowering, the precisions it runs, the library it needs."""
-
-    lower: Callable[[ir.Model], ir.Model]
-    precisions: dict[str, torch.dtype]
-    engine: dict[str, str]
-    quantizes_cache: bool = False
-
-
-# TensorRT has no attention kernel for float32. Quantized graphs compute in bfloat16, which has float32's range; 8-bit
-# weights alone are left out: beside bfloat16 TensorRT-RTX 1.7 writes them out dequantized in every run.
-TENSORRT_PRECISIONS = {"fp16": torch.float16} | dict.fromkeys(("bf16", "int8", "fp8", "int4"), torch.bfloat16)
-TARGETS = {
-    # 1.25 is the oldest version that the parity suite was run with.
-    "cpu": Target(
-        cpu.lower,
-        dict.fromkeys(("fp32", "int8", "int8-weights", "fp8", "int4"), torch.float32),
-        {"onnxruntime": "1.25"},
-        quantizes_cache=True,
-    ),
-    # 1.31 is what it was measured with; older ones lack operators.
-    "cuda": Target(
-        cuda.lower,
-        {"fp16": torch.float16} | dict.fromkeys(("bf16", "int8-weights", "int4"), torch.bfloat16),
-        {"onnxruntime": "1.31"},
-    ),
-    "tensorrt": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt": OLDEST["tensorrt"]}),
-    "tensorrt-rtx": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt-rtx": OLDEST["tensorrt-rtx"]}),
-}
-QUANTIZED_CACHE = {"onnxruntime": "1.32"}  # the version that an int8 cache was measured with
-ACTIVATIONS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 # The authors' evaluation of long videos (Video-MME, MLVU) and Qwen's image defaults.
 VIDEO = VideoPixels(2.0, 512, 64 * 784, 460_800, 20_000 * 784)

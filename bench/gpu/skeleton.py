@@ -15,7 +15,7 @@ from types import MappingProxyType
 import onnx_ir as ir
 import torch
 
-from ...export.bundle import IMAGE, TARGETS, VIDEO, _model_facts, _reflection
+from ...export.bundle import IMAGE, VIDEO, _model_facts, _reflection
 from ...export.checkpoint import Checkpoint
 from ...export.facts import TextFacts, VisionFacts
 from ...export.graphs.decoder import Decoder
@@ -27,6 +27,7 @@ from ...export.prompt import prompt_tokens
 from ...export.quantize.apply import quantize
 from ...export.quantize.plain import default_recipe
 from ...export.recipe import Recipe
+from ...export.targets import TARGETS
 from ...export.tensors import TensorRef, expected_shapes
 from ...export.trace import trace
 from ...export.weights import ALIGNMENT, bind_weights

@@ -1,0 +1,46 @@
+"""What can run a bundle: each target's lowering, the precisions that it offers, and the library that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+
+from ..runtime.engines.tensorrt_library import OLDEST
+from .lower import cpu, cuda, tensorrt
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a target offers: its lowering, the precisions it runs, the library it needs."""
+
+    lower: Callable[[ir.Model], ir.Model]
+    precisions: dict[str, torch.dtype]
+    engine: dict[str, str]
+    quantizes_cache: bool = False
+
+
+# TensorRT has no attention kernel for float32. Quantized graphs compute in bfloat16, which has float32's range; 8-bit
+# weights alone are left out: beside bfloat16 TensorRT-RTX 1.7 writes them out dequantized in every run.
+TENSORRT_PRECISIONS = {"fp16": torch.float16} | dict.fromkeys(("bf16", "int8", "fp8", "int4"), torch.bfloat16)
+TARGETS = {
+    # 1.25 is the oldest version that the parity suite was run with.
+    "cpu": Target(
+        cpu.lower,
+        dict.fromkeys(("fp32", "int8", "int8-weights", "fp8", "int4"), torch.float32),
+        {"onnxruntime": "1.25"},
+        quantizes_cache=True,
+    ),
+    # 1.31 is what it was measured with; older ones lack operators.
+    "cuda": Target(
+        cuda.lower,
+        {"fp16": torch.float16} | dict.fromkeys(("bf16", "int8-weights", "int4"), torch.bfloat16),
+        {"onnxruntime": "1.31"},
+    ),
+    "tensorrt": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt": OLDEST["tensorrt"]}),
+    "tensorrt-rtx": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt-rtx": OLDEST["tensorrt-rtx"]}),
+}
+QUANTIZED_CACHE = {"onnxruntime": "1.32"}  # the version that an int8 cache was measured with
+ACTIVATIONS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
