@@ -41,6 +41,12 @@ def test_equal_bundles_pass_with_no_drift() -> None:
     assert [step.mean_cosine for step in report.drift] == pytest.approx([1.0] * DRIFT_STEPS)
 
 
+@pytest.mark.parametrize(("flips", "passes"), [(1, True), (8, False)])
+def test_a_bundle_fails_where_its_whole_interval_lies_below_the_limit(flips: int, passes: bool) -> None:
+    report = compare(side("B" * flips + "A" * (100 - flips), 0.01), side("A" * 100), samples("A" * 100))
+    assert report.passed() is passes
+
+
 def test_drift_is_told_step_by_step() -> None:
     drift = compare(side("AB", 0.02), side("AB"), samples("AB")).drift
     assert [step.step for step in drift] == list(range(1, DRIFT_STEPS + 1))
