@@ -27,6 +27,8 @@ from ..runtime.manifest import ModelFacts
 TEXT = TextFacts(1, 3584, 28, 4, 128, 18_944, 152_064, 1e-6, 1e6, (16, 24, 24), False, 128_000)
 VISION = VisionFacts(2, 1280, 16, 3420, 14, 2, 2, 112, (1,), 3584, 3, 2.0)
 MODEL = ModelFacts(3584, 1, 4, 128, 152_064, 3, 14, 2, 2, 8, 2.0, 32_768)
+DRAWN = 1_000_003
+"""Numbers that are drawn for a weight; a prime, so that no row is another's copy."""
 GRAPHS: dict[str, Callable[[], nn.Module]] = {
     contract.DECODER: lambda: Decoder(TEXT),
     contract.VISION: lambda: Vision(VISION),
@@ -78,12 +80,12 @@ def _fill(model: ir.Model) -> None:
 
 
 def _random(value: ir.Value) -> ir.LazyTensor:
+    """Normal numbers, a few drawn and repeated; different for each name, as TensorRT stores equal weights once."""
     shape, dtype = value.shape.numpy() if value.shape else (), value.dtype or ir.DataType.FLOAT16
-
-    seed = zlib.crc32(str(value.name).encode())  # TensorRT stores equal weights once
+    seed = zlib.crc32(str(value.name).encode())
 
     def load() -> ir.TensorProtocol:
-        numbers = np.random.default_rng(seed).standard_normal(shape, np.float32) / np.float32(shape[0] ** 0.5)
-        return ir.tensor(numbers.astype(dtype.numpy()), dtype=dtype, name=value.name)
+        drawn = np.random.default_rng(seed).standard_normal(DRAWN, np.float32) / np.float32(shape[0] ** 0.5)
+        return ir.tensor(np.resize(drawn.astype(dtype.numpy()), shape), dtype=dtype, name=value.name)
 
     return ir.LazyTensor(load, dtype=dtype, shape=ir.Shape(shape), name=value.name)

@@ -96,14 +96,18 @@ def _checkpoint_jobs(shape: str, source: Path, precision: str, folder: Path) -> 
 
 def layer_jobs(precision: str, folder: Path) -> Iterator[Job]:
     """The 7B shape's decoder layer and vision blocks."""
+    return (layer_job(name, precision, folder) for name in GRAPHS)
+
+
+def layer_job(name: str, precision: str, folder: Path) -> Job:
+    """One of them."""
     dtype, rows = TENSORRT_PRECISIONS[precision], CAPACITY["7B layer"]
-    for name in GRAPHS:
-        file = write_layer(name, dtype, precision, lower, folder)
-        signature = contract.signatures(MODEL.sizes())[name]
-        capacity = rows if name == contract.DECODER else 0
-        chosen = profiles(name, MODEL, Limits(rows))
-        request = Request(name, file, signature, ACTIVATIONS[dtype], capacity, chosen, "")
-        yield "7B layer", request, schemes(file, precision)
+    file = write_layer(name, dtype, precision, lower, folder)
+    signature = contract.signatures(MODEL.sizes())[name]
+    capacity = rows if name == contract.DECODER else 0
+    chosen = profiles(name, MODEL, Limits(rows))
+    request = Request(name, file, signature, ACTIVATIONS[dtype], capacity, chosen, "")
+    return "7B layer", request, schemes(file, precision)
 
 
 JOBS = {"small": small_jobs, "reference": reference_jobs, "7B layer": layer_jobs}
