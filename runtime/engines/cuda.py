@@ -1,7 +1,8 @@
 """The NVIDIA driver through its C interface: what the GPU is, its memory, and copies on one stream.
 
 `libcuda.so.1` comes with the driver, so device memory needs neither a CUDA toolkit nor a Python binding. All work of an
-engine, ours and ONNX Runtime's, is on one stream: what is queued later runs later, and nothing waits but a download.
+engine, ours and ONNX Runtime's, is on one stream: what is queued later runs later. Copies to and on the GPU are only
+queued; a graph's run and a download are done when they return.
 Source of names and numbers: the CUDA driver API reference (docs.nvidia.com/cuda/cuda-driver-api).
 """
 
@@ -118,7 +119,11 @@ class Gpu:
     def download(self, device: int, host: int, size: int) -> None:
         """Copy bytes to the host, once everything queued before is done."""
         self._in_context("cuMemcpyDtoHAsync_v2", c_void_p(host), c_uint64(device), c_size_t(size), self._stream)
-        self._call("cuStreamSynchronize", self._stream)
+        self.wait()
+
+    def wait(self) -> None:
+        """Until everything queued so far is done. Raises ReflectRTError where something of it failed."""
+        self._in_context("cuStreamSynchronize", self._stream)
 
     def clear(self, device: int, size: int) -> None:
         """Fill bytes with zeros."""

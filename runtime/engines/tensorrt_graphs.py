@@ -62,8 +62,9 @@ class TensorRTGraph:
         self._contexts: dict[int, Any] = {}
 
     def run(self, inputs: Buffers, outputs: Buffers) -> None:
-        """Run from bound inputs into bound outputs, on the engine's stream."""
+        """Run from bound inputs into bound outputs; done when it returns, so that stages are timed and blamed aright."""
         self.execute(self.bound(inputs, outputs))
+        self._host.gpu.wait()
 
     def bound(self, inputs: Buffers, outputs: Buffers) -> Any:
         """The context of the profile that takes these inputs, with shapes and addresses set."""
@@ -190,3 +191,4 @@ class TensorRTDecoder:
             gpu.copy(device_buffer(inputs[name]).address, fixed.address, fixed.nbytes)
         step.work.replay()
         gpu.copy(step.hidden.address, device_buffer(outputs["hidden_post_norm"]).address, step.hidden.nbytes)
+        gpu.wait()

@@ -59,7 +59,7 @@ def test_a_download_waits_and_an_upload_does_not() -> None:
     assert driver.calls == ["cuCtxSetCurrent", "cuMemcpyHtoDAsync_v2"]
     driver.calls.clear()
     device.download(0, 0, 8)
-    assert driver.calls == ["cuCtxSetCurrent", "cuMemcpyDtoHAsync_v2", "cuStreamSynchronize"]
+    assert driver.calls == ["cuCtxSetCurrent", "cuMemcpyDtoHAsync_v2", "cuCtxSetCurrent", "cuStreamSynchronize"]
     assert device.free_bytes() == 12345
 
 

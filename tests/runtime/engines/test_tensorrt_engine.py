@@ -78,6 +78,9 @@ class FakeGpu:
     def copy(self, source: int, target: int, size: int) -> None:
         self.log.append(("copy", source, target, size))
 
+    def wait(self) -> None:
+        self.log.append("wait")
+
     def capture(self, queue: Callable[[], None]) -> Any:
         self.log.append("capture")
         queue()
@@ -152,6 +155,14 @@ def test_a_step_is_recorded_once_a_cache_and_replayed_through_fixed_buffers() ->
     last_in, last_out = [entry for entry in host.log if entry[0] == "copy"][-4::3]
     assert last_in[1:3] == (again["embeddings"].address, bound["embeddings"])
     assert last_out[1:3] == (bound["hidden_post_norm"], results["hidden_post_norm"].address)
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_a_run_is_done_when_it_returns(tokens: int) -> None:
+    """A recorded step too; a wait while it is recorded would end the recording."""
+    host = FakeHost()
+    TensorRTDecoder(host, [DECODER]).run(*decoder_buffers(host, tokens))
+    assert host.log[-1] == "wait" and host.log.count("wait") == 1
 
 
 def test_another_capacity_loads_its_plan_and_forgets_recorded_steps() -> None:
