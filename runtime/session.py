@@ -148,7 +148,7 @@ class Session:
         asked, chosen = Question(question, tuple(options)), from_names(AskOptions, how)
         self._check_letters(asked)
         need = self._model.need(asked, self.kind, chosen)
-        check_question_fit(self._model.manifest, self.kind, self._mark.length, need)
+        check_question_fit(self._model.manifest, self.kind, self._mark.tokens, need)
         clock = self._model.make_clock()
         self._stream.roll_back(self._mark)
         before = self._stream.runs
@@ -233,15 +233,14 @@ class Session:
         """Feed everything that does not depend on the question."""
         prompt, stream = self._model.manifest.prompt, self._stream
         total = sum(item.visual_tokens for item in media)
-        with self._clock.stage("prefill"):
-            stream.feed_tokens(prompt.opening)
+        stream.hold(prompt.opening)
         reports: list[MediaReport] = []
         for item in media:
-            stream.feed_tokens(prompt.visual_open)
+            stream.hold(prompt.visual_open)
             for done in self._feed_media(item):
                 if progress:
                     progress(sum(report.visual_tokens for report in reports) + done, total)
-            stream.feed_tokens(prompt.visual_close)
+            stream.hold(prompt.visual_close)
             _check_strict(item, self._options)
             reports.append(_report(item))
         return tuple(reports)

@@ -95,6 +95,25 @@ def test_a_visual_segment_holds_its_start_until_it_ends() -> None:
     assert times == [[3, 3, 5, 5], [7, 7, 9, 9]]
 
 
+def test_held_text_goes_in_with_what_is_fed_next() -> None:
+    engine = FakeEngine()
+    stream = Stream(engine, make_manifest(), 100)
+    stream.hold([1, 2])
+    stream.hold([3])
+    stream.feed_visual(engine.upload(np.full((1, 2, 4), 9, np.float32)), (1, 2, 4), 2.0, first=0)
+    stream.end_visual((1, 2, 4), 2.0)
+    stream.hold([4])
+    mark = stream.mark()
+    assert (mark.length, mark.tokens) == (5, 6)
+    for _ in range(2):  # the mark brings held text back
+        stream.feed_tokens([5])
+        assert rows(stream, "value_cache.1") == [1, 2, 3, 9, 9, 4, 5]
+        stream.roll_back(mark)
+    first, second, third = (run["positions"].tolist() for run in engine.of("decoder"))
+    assert first == [[0, 1, 2, 3, 3], [0, 1, 2, 3, 3], [0, 1, 2, 3, 4]]
+    assert second == third == [[5, 6]] * 3
+
+
 def test_a_full_context_is_refused_with_its_size_and_the_settings() -> None:
     stream = Stream(FakeEngine(), make_manifest(), 100)
     stream.feed_tokens([1] * 3999)
