@@ -1,4 +1,4 @@
-"""What the device can do at most through the engine's own library: a large matrix product, a large copy.
+"""What the CPU can do at most through the engine's own library: a large matrix product, a large copy.
 
 Both are ONNX graphs in ONNX Runtime with as many threads as the bundle gets. A decoding step reads weights and writes
 next to nothing, which is faster than copying on most memories, so reading a large matrix once is measured beside the
@@ -23,6 +23,10 @@ SIDE = 2048  # of the square matrices: 17 GFLOP a product, far from any fixed co
 COPY_BYTES = 256 * 2**20  # eight times the largest last-level cache slice of a server CPU, so that memory is measured
 ROUNDS = 5
 OPSET = 21
+QUIET = 4  # only "fatal" is logged
+
+Tensor = tuple[str, tuple[int, ...]]
+"""Element type and shape."""
 
 
 def measure_ceilings(threads: int, side: int = SIDE, copy_bytes: int = COPY_BYTES) -> Ceilings:
@@ -54,7 +58,8 @@ def _best(op: str, arrays: Sequence[Array], threads: int) -> float:
     binding = session.io_binding()
     for number, array in enumerate(arrays):
         binding.bind_input(f"in{number}", "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-    result = np.empty(_result_shape(op, arrays), np.int32 if op == "MatMulInteger" else np.float32)
+    shape = result_shape(op, [array.shape for array in arrays])
+    result = np.empty(shape, np.int32 if op == "MatMulInteger" else np.float32)
     binding.bind_output("out", "cpu", 0, result.dtype, result.shape, result.ctypes.data)
     seconds = []
     for _ in range(ROUNDS):
@@ -64,22 +69,32 @@ def _best(op: str, arrays: Sequence[Array], threads: int) -> float:
     return min(seconds)
 
 
-def _result_shape(op: str, arrays: Sequence[Array]) -> tuple[int, ...]:
-    return arrays[0].shape if op == "Neg" else (arrays[0].shape[0], arrays[1].shape[1])
+def result_shape(op: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Of an element-wise operator, or of a product of two matrices."""
+    return shapes[0] if op == "Neg" else (shapes[0][0], shapes[1][1])
 
 
 def _session(op: str, arrays: Sequence[Array], threads: int) -> ort.InferenceSession:
-    kinds = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
-    inputs = [
-        helper.make_tensor_value_info(f"in{number}", kinds[array.dtype.name], array.shape)
-        for number, array in enumerate(arrays)
-    ]
-    kind = TensorProto.INT32 if op == "MatMulInteger" else TensorProto.FLOAT
-    output = helper.make_tensor_value_info("out", kind, _result_shape(op, arrays))
-    graph = helper.make_graph([helper.make_node(op, [port.name for port in inputs], ["out"])], op, inputs, [output])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
-    onnx.checker.check_model(model)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    options.log_severity_level = QUIET
+    result = "int32" if op == "MatMulInteger" else "float32"
+    inputs = [(array.dtype.name, array.shape) for array in arrays]
+    model = one_operator(op, inputs, (result, result_shape(op, [array.shape for array in arrays])))
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def one_operator(op: str, inputs: Sequence[Tensor], output: Tensor) -> bytes:
+    """An ONNX model of one operator that reads in0, in1, ... and writes out."""
+    ports = [_port(f"in{number}", tensor) for number, tensor in enumerate(inputs)]
+    node = helper.make_node(op, [port.name for port in ports], ["out"])
+    graph = helper.make_graph([node], op, ports, [_port("out", output)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def _port(name: str, tensor: Tensor) -> onnx.ValueInfoProto:
+    dtype, shape = tensor
+    kind = {"float32": "FLOAT"}.get(dtype, dtype.upper())
+    return helper.make_tensor_value_info(name, TensorProto.DataType.Value(kind), shape)

@@ -54,7 +54,8 @@ def stage_work(counter: Counter, measured: Sequence[Sample], ceilings: Ceilings 
     work = counter.of(typical.graphs)
     compute = bandwidth = None
     if ceilings:
-        ideal_s = work.float_ops / ceilings.float_ops_per_s + work.integer_ops / ceilings.integer_ops_per_s
+        integer_s = work.integer_ops / ceilings.integer_ops_per_s if ceilings.integer_ops_per_s else 0.0
+        ideal_s = work.float_ops / ceilings.float_ops_per_s + integer_s
         compute, bandwidth = ideal_s / median_s, work.bytes / ceilings.bytes_per_s / median_s
     return StageWork(
         **asdict(work),

@@ -12,7 +12,10 @@ from pathlib import Path
 
 from .report import Environment
 
-LIBRARIES = ("reflectrt", "onnxruntime", "onnxruntime-gpu", "numpy", "av", "pillow", "tokenizers")
+LIBRARIES = (
+    *("reflectrt", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-cu13", "tensorrt-rtx-cu13"),
+    *("numpy", "av", "pillow", "tokenizers"),
+)
 CLOCK_SOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 
 

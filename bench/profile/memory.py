@@ -80,7 +80,9 @@ def measure_memory(model: Model, work: Workload) -> Memory:
     facts, itemsize = model.manifest.model, model.engine.activation.itemsize
     tokens = session.capacity_tokens
     cache = cache_bytes(facts, tokens, itemsize)
-    activations = max(0, max(peaks.values()) - before - cache)
+    device_peaks = {name: free_before - free for name, free in device_free.items()}
+    grown = max(device_peaks.values()) if device_peaks else max(peaks.values()) - before
+    activations = max(0, grown - cache)
     room = max(0, free_before - activations) // cache_bytes(facts, 1, itemsize)
     return Memory(
         weight_bytes=weight_bytes(model),
@@ -89,7 +91,7 @@ def measure_memory(model: Model, work: Workload) -> Memory:
         activation_bytes=activations,
         process_bytes=before,
         peaks=peaks,
-        device_peaks={name: free_before - free for name, free in device_free.items()},
+        device_peaks=device_peaks,
         free_bytes=free_before,
         context_fits=min(room, facts.max_context),
         context_limit=facts.max_context,

@@ -47,7 +47,9 @@ def head(report: Report) -> list[str]:
     first, place = report.profiles[0], report.environment
     bundle, asked = first.bundle, first.workload
     versions = ", ".join(
-        f"{name} {place.versions[name]}" for name in ("onnxruntime", "numpy") if name in place.versions
+        f"{name} {place.versions[name]}"
+        for name in ("onnxruntime", "onnxruntime-gpu", "numpy")
+        if name in place.versions
     )
     grid = "x".join(map(str, asked.grid))
     return [
@@ -66,9 +68,10 @@ def head(report: Report) -> list[str]:
 def _ceilings(found: Ceilings | None) -> list[str]:
     if found is None:
         return []
+    integers = f"{found.integer_ops_per_s / 1e12:.3f} TOP/s int8, " if found.integer_ops_per_s else ""
     return [
-        f"ceiling  {found.float_ops_per_s / 1e12:.3f} TFLOP/s {found.element}, "
-        f"{found.integer_ops_per_s / 1e12:.3f} TOP/s int8, {found.bytes_per_s / 1e9:.1f} GB/s"
+        f"ceiling  {found.float_ops_per_s / 1e12:.3f} TFLOP/s {found.element}, {integers}"
+        f"{found.bytes_per_s / 1e9:.1f} GB/s"
     ]
 
 

@@ -63,6 +63,7 @@ class Ceilings:
 
     float_ops_per_s: float
     integer_ops_per_s: float
+    """0 on GPUs, whose bundles have no products of integers."""
     copy_bytes_per_s: float
     read_bytes_per_s: float
     element: str
@@ -131,7 +132,7 @@ class Memory:
     cache_bytes: int
     cache_tokens: int
     activation_bytes: int
-    """The largest peak over what the process held before the medium was opened, without the cache."""
+    """The largest peak, of the process or the GPU, over what it held before the medium was opened; less the cache."""
     process_bytes: int
     peaks: dict[str, int]
     device_peaks: dict[str, int]

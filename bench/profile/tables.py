@@ -48,11 +48,11 @@ def to_markdown(report: Report) -> str:
     ]
     if report.ceilings:
         top = report.ceilings
+        integers = f"{top.integer_ops_per_s / 1e9:.1f} GOP/s int8, " if top.integer_ops_per_s else ""
         lines += [
             "",
-            f"Ceilings: {top.float_ops_per_s / 1e9:.1f} GFLOP/s {top.element}, "
-            f"{top.integer_ops_per_s / 1e9:.1f} GOP/s int8, copy {top.copy_bytes_per_s / 1e9:.1f} GB/s, "
-            f"read {top.read_bytes_per_s / 1e9:.1f} GB/s.",
+            f"Ceilings: {top.float_ops_per_s / 1e9:.1f} GFLOP/s {top.element}, {integers}"
+            f"copy {top.copy_bytes_per_s / 1e9:.1f} GB/s, read {top.read_bytes_per_s / 1e9:.1f} GB/s.",
         ]
     for profile in report.profiles:
         lines += ["", *_profile(profile)]

@@ -85,7 +85,7 @@ class Pool:
         try:
             address = self._memory.allocate(size)
         except DeviceMemoryError:
-            self._release()
+            self.release()
             address = self._allocate_or_refuse(size)
         self.allocations += 1
         return address
@@ -100,7 +100,7 @@ class Pool:
                 "use a smaller --max-frames or --max-pixels"
             ) from None
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Give all that waits back to the device."""
         for waiting in self._free.values():
             while waiting:

@@ -213,6 +213,10 @@ class OrtCudaEngine:
         """Memory that can be had on the device now."""
         return self._pool.free_bytes()
 
+    def release(self) -> None:
+        """Give memory that no buffer uses back to the GPU, where ONNX Runtime finds it."""
+        self._pool.release()
+
     def _check_room(self, bundle: Bundle) -> None:
         weights = sum(entry.size for name, entry in bundle.manifest.files.items() if name.endswith(".data"))
         free = self._gpu.free_bytes()

@@ -62,7 +62,7 @@ class TensorRTGraph:
         self._contexts: dict[int, Any] = {}
 
     def run(self, inputs: Buffers, outputs: Buffers) -> None:
-        """Run from bound inputs into bound outputs; done when it returns, so that stages are timed and blamed aright."""
+        """Run from bound inputs into bound outputs; done when it returns, so that stages are timed aright."""
         self.execute(self.bound(inputs, outputs))
         self._host.gpu.wait()
 
