@@ -130,6 +130,21 @@ def _expand(step: Step, _: int) -> Sequence[Tensor]:
     return [Tensor(np.broadcast_shapes(first.shape, tuple(int(size) for size in _value(step, 1))), first.kind)]
 
 
+def _tile(step: Step, _: int) -> Sequence[Tensor]:
+    first = step.input(0)
+    sizes = [size * int(times) for size, times in zip(first.shape, _value(step, 1), strict=True)]
+    return [Tensor(tuple(sizes), first.kind)]
+
+
+def _pad(step: Step, _: int) -> Sequence[Tensor]:
+    first, widths = step.input(0), _value(step, 1).reshape(2, -1).sum(0)
+    axes = _value(step, 3) if len(step.inputs) > 3 else range(len(first.shape))
+    shape = list(first.shape)
+    for axis, more in zip(axes, widths, strict=True):
+        shape[int(axis)] += int(more)
+    return [Tensor(tuple(shape), first.kind)]
+
+
 def _transpose(step: Step, _: int) -> Sequence[Tensor]:
     first = step.input(0)
     order = step.attributes.get("perm") or tuple(reversed(range(len(first.shape))))
@@ -142,6 +157,27 @@ def _gather(step: Step, _: int) -> Sequence[Tensor]:
     if data.value is None or indices.value is None:
         return [Tensor(shape, data.kind)]
     return [Tensor(shape, data.kind, np.take(data.value, indices.value, axis))]
+
+
+def _gather_quantized(step: Step, _: int) -> Sequence[Tensor]:
+    """Rows of a table [rows, width], dequantized; numbers of 4 bits may share a byte."""
+    table, ids, scales = step.input(0), step.input(1), step.input(2)
+    packed = 8 // step.attributes.get("bits", 4) if table.kind == TensorProto.UINT8 else 1
+    return [Tensor((*ids.shape, packed * table.shape[-1]), scales.kind)]
+
+
+def _range(step: Step, _: int) -> Sequence[Tensor]:
+    start, limit, delta = (int(_value(step, place)[0]) for place in range(3))
+    value = np.arange(start, limit, delta)
+    return [Tensor(value.shape, step.input(0).kind, value if value.size <= SMALL else None)]
+
+
+def _reduce(step: Step, _: int) -> Sequence[Tensor]:
+    first = step.input(0)
+    axes = _axes(step, len(first.shape)) or range(len(first.shape))
+    kept = [1] if step.attributes.get("keepdims", 1) else []
+    shape = [part for axis, size in enumerate(first.shape) for part in (kept if axis in axes else [size])]
+    return [Tensor(tuple(shape), first.kind)]
 
 
 def _split(step: Step, outputs: int) -> Sequence[Tensor]:
@@ -199,7 +235,7 @@ def _kind(place: int) -> Callable[[Step], int]:
 _SAME = (
     "Identity Neg Sigmoid Tanh Cos Sin Sqrt Exp Erf Reciprocal Clip Gelu FastGelu QuickGelu Softmax Not Relu "
     "RMSNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization LayerNormalization "
-    "RotaryEmbedding MRotaryEmbedding TensorScatter Trilu BiasGelu"
+    "RotaryEmbedding MRotaryEmbedding TensorScatter Trilu BiasGelu CumSum ScatterElements PackedMultiHeadAttention"
 )
 _BROADCAST = "Add Sub Mul Div Pow Max Min And Or Where Equal Greater GreaterOrEqual Less LessOrEqual"
 RULES: dict[str, Rule] = (
@@ -219,8 +255,13 @@ RULES: dict[str, Rule] = (
         "Unsqueeze": _unsqueeze,
         "Concat": _concat,
         "Expand": _expand,
+        "Tile": _tile,
+        "Pad": _pad,
         "Transpose": _transpose,
         "Gather": _gather,
+        "GatherBlockQuantized": _gather_quantized,
+        "Range": _range,
+        "ReduceSum": _reduce,
         "Split": _split,
         "Slice": _slice,
         "Gemm": _gemm,

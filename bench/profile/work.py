@@ -121,6 +121,12 @@ def _multi_head_attention(step: Step, _: int) -> int:
     return 4 * batch * tokens * rows * width
 
 
+def _packed_attention(step: Step, _: int) -> int:
+    """Each of the tokens [T, D] against its own window; the offsets are [windows, places], taken for full."""
+    tokens, width = step.input(0).shape
+    return 4 * width * tokens * step.input(4).shape[1]
+
+
 def _attention(step: Step, past: int) -> int:
     query, keys = step.input(0), step.input(1)
     if len(query.shape) == 3:
@@ -147,6 +153,7 @@ OPERATIONS: dict[str, Callable[[Step, int], int]] = (
         "MatMulNBits": _packed_product,
         "GroupQueryAttention": _grouped_attention,
         "MultiHeadAttention": _multi_head_attention,
+        "PackedMultiHeadAttention": _packed_attention,
         "Attention": _attention,
         "RMSNormalization": _each(4),
         "SimplifiedLayerNormalization": _each(4),
@@ -155,6 +162,8 @@ OPERATIONS: dict[str, Callable[[Step, int], int]] = (
     }
 )
 
+TABLES = {"Gather": (0,), "GatherBlockQuantized": (0, 2)}
+"""Inputs whose rows are looked up."""
 VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Identity", "Shape", "Constant")
 
 
@@ -166,14 +175,20 @@ def _weight_bytes(steps: Iterable[Step]) -> int:
         for place, (name, tensor) in enumerate(zip(step.input_names, step.inputs, strict=True)):
             if tensor is None or not tensor.weight:
                 continue
-            if step.op == "Gather" and place == 0:
-                rows += min(tensor.bytes, step.outputs[0].bytes)
+            if place in TABLES.get(step.op, ()):
+                rows += min(tensor.bytes, step.input(1).elements * (tensor.bytes // tensor.shape[0]))
             else:
                 whole[name] = tensor.bytes
     return rows + sum(whole.values())
 
 
 def _cache_bytes(step: Step, past: int) -> int:
+    """Keys and values that a node reads and writes; only a fused attention knows how far the cache is filled."""
+    if step.op == "TensorScatter":
+        return step.input(1).bytes
+    if step.op == "Attention":
+        pairs = zip(step.input_names[1:3], step.inputs[1:3], strict=True)
+        return sum(tensor.bytes for name, tensor in pairs if tensor and name.startswith(CACHE))
     if step.op != "GroupQueryAttention":
         return 0
     tokens, cache = step.input(0).shape[1], step.input(3)

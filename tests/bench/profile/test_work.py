@@ -152,9 +152,63 @@ def test_a_bundles_decoder_by_the_models_sizes(exports):
     assert work.weight_bytes == pytest.approx((exports.bundle() / "decoder.onnx.data").stat().st_size, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["vision", "embed", "decoder", "head"])
-def test_every_operator_of_a_bundle_has_a_rule(exports, name):
-    from reflectrt.bench.profile.shape_rules import RULES
+TARGETS = {
+    "cpu": ("small", "float32", ["fp32", "int8", "int8-weights", "fp8", "int4"]),
+    "cuda": ("small", "float16", ["fp16", "int8-weights", "int4"]),
+    "tensorrt": ("grouped-3-tied", "float32", ["fp16", "int8", "fp8", "int4"]),
+}
+"""Checkpoint, activations and precisions."""
 
-    model = onnx.load(str(exports.bundle() / f"{name}.onnx"), load_external_data=False)
-    assert {node.op_type for node in model.graph.node} <= set(RULES)
+
+@pytest.mark.parametrize("name", ["vision", "embed", "decoder", "head"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_operator_of_every_bundle_has_a_rule(exports, name, target):
+    import onnx_ir as ir
+    from recipes import uniform
+    from reflectrt.bench.profile.shape_rules import RULES
+    from reflectrt.export import targets
+    from reflectrt.export.checkpoint import Checkpoint
+    from reflectrt.export.quantize.apply import quantize
+    from reflectrt.export.quantize.plain import default_recipe
+
+    source, dtype, precisions = TARGETS[target]
+    checkpoint = Checkpoint.open(exports.checkpoint(source))
+    for precision in precisions:
+        model = ir.load(exports.portable(name, source, dtype))
+        static = precision in ("int8", "fp8")
+        recipe = uniform(checkpoint, precision) if static else default_recipe(checkpoint, precision)
+        if recipe:
+            quantize(model, recipe, name)
+        lowered = targets.TARGETS[target].lower(model)
+        assert {node.op_type for node in lowered.graph} - set(RULES) == set(), precision
+
+
+def test_a_quantized_table_moves_only_the_rows_looked_up():
+    node = helper.make_node(
+        "GatherBlockQuantized", ["table", "ids", "scales"], ["y"], domain="com.microsoft", bits=4, block_size=32
+    )
+    stored = {"table": np.zeros((100, 32), np.uint8), "scales": np.zeros((100, 2), np.float32)}
+    work = counted(graph([node], {"ids": (TensorProto.INT64, [1, "T"])}, ["y"], **stored), {"ids": (1, 3)})
+    assert work == Work(weight_bytes=3 * (32 + 8), activation_bytes=3 * 8 + 3 * 64 * 4, between_bytes=2 * 3 * 64 * 4)
+
+
+def test_packed_attention_stays_in_its_windows():
+    # 10 tokens of width 8 in windows of 4 places.
+    names = ["q", "k", "v", "", "offsets", "ends"]
+    node = helper.make_node("PackedMultiHeadAttention", names, ["y"], domain="com.microsoft", num_heads=2)
+    shapes = {"q": (10, 8), "k": (10, 8), "v": (10, 8), "offsets": (3, 4), "ends": (4,)}
+    work = counted(graph([node], {name: (F32, shape) for name, shape in shapes.items()}, ["y"]), shapes)
+    assert work.float_ops == 4 * 8 * 10 * 4
+
+
+def test_a_cache_of_fixed_rows_is_read_whole():
+    scatter = [
+        helper.make_node("TensorScatter", [f"{kind}_cache.0", "new", "past"], [f"{kind}_cache_out.0"], axis=2)
+        for kind in ("key", "value")
+    ]
+    attend = helper.make_node("Attention", ["q", "key_cache_out.0", "value_cache_out.0"], ["y"])
+    cache = (1, 2, 64, 8)
+    shapes = {"q": (1, 2, 3, 8), "new": (1, 2, 3, 8), "key_cache.0": cache, "value_cache.0": cache, "past": (1,)}
+    inputs = {name: (F32, shape) for name, shape in shapes.items()}
+    work = counted(graph([*scatter, attend], inputs, ["y"]), shapes, past=10)
+    assert work.cache_bytes == 2 * 4 * 2 * 8 * (64 + 3)
