@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +40,23 @@ def growth(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def quantized(results: dict[str, Any]) -> str:
-    """One row a precision, bfloat16 of the same run first."""
+def precisions(runs: Sequence[dict[str, Any]]) -> str:
+    """One row a run, each of another precision."""
     lines = [
         "| | weights | vision | prefill | step | answer, cold | answer, follow-up |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, key in (("bf16", "bf16_same_run"), ("int8-weights", "int8-weights"), ("int4", "int4")):
-        found = results[key]
+    for found in runs:
         times = [found["stages"][stage] for stage in ("vision_s", "prefill_s", "step_s")]
         times += [found["answers"][answer] for answer in ("cold_s", "follow_up_s")]
-        lines.append(f"| {name} | {found['weights_gb']:.1f} GB | " + " | ".join(map(_ms, times)) + " |")
+        lines.append(f"| {found['precision']} | {found['weights_gb']:.1f} GB | " + " | ".join(map(_ms, times)) + " |")
     return "\n".join(lines)
 
 
-def tables(results: dict[str, Any]) -> list[str]:
-    """Every table that a file of results has the figures for."""
-    forms = {"transformers": table, "growth_by_frames": growth, "int4": quantized}
-    return [form(results) for part, form in forms.items() if part in results]
+def tables(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Every table that these runs have the figures for."""
+    beside = [table(found) for found in runs if "transformers" in found]
+    return [*beside, *map(growth, runs), precisions(runs)]
 
 
 def _ms(seconds: float) -> str:
@@ -64,5 +64,4 @@ def _ms(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    for file in sys.argv[1:]:
-        print(*tables(json.loads(Path(file).read_text(encoding="utf-8"))), sep="\n\n")
+    print(*tables([json.loads(Path(file).read_text(encoding="utf-8")) for file in sys.argv[1:]]), sep="\n\n")

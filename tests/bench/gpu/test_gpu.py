@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from reflectrt.bench.gpu import parity, work
-from reflectrt.bench.gpu.letters import letters
 from reflectrt.bench.gpu.rival import with_thirds
 from reflectrt.bench.gpu.shape import TEXT_7B, VISION_7B
-from reflectrt.bench.gpu.table import growth, quantized, table
+from reflectrt.bench.gpu.table import growth, precisions, table
 from reflectrt.bench.gpu.weights import Blocks, Place, draw, transformers_tensors
 from reflectrt.export.lower.cuda_bias import COLUMNS
 
@@ -30,8 +29,8 @@ def test_the_tables_in_the_documents_are_the_results() -> None:
     readme, page = ((root / name).read_text() for name in ("README.md", "docs/cuda.md"))
     assert table(results("gpu_7b_bf16.json")) in readme
     assert table(results("gpu_7b_bf16.json")) in page
-    assert growth(results("gpu_7b_bf16_growth.json")) in page
-    assert quantized(results("gpu_quantized.json")) in page
+    assert growth(results("gpu_7b_bf16.json")) in page
+    assert precisions([results(f"gpu_7b_{name}.json") for name in ("bf16", "int8-weights", "int4")]) in page
 
 
 def test_work_is_that_of_the_published_sizes() -> None:
@@ -128,21 +127,3 @@ def test_agreement_tells_ties_from_differences() -> None:
     assert agreement.letters_equal_or_tied == pytest.approx(2 / 3)
     assert agreement.tokens_equal == pytest.approx(2 / 3)
     assert agreement.reflection_cosine == pytest.approx([-1, -1])
-
-
-def test_letters_are_compared_on_the_questions_that_both_answered() -> None:
-    def line(name: str, option: str, label: str = "A") -> dict[str, Any]:
-        return {"id": name, "label": label, "cells": {"reference K=4": {"option": option}}}
-
-    found = [line("a", "A"), line("b", "B"), line("c", "C")]
-    wanted = [line("b", "A"), line("a", "A"), line("d", "D")]
-    agreement = letters(found, wanted)["reference K=4"]
-    assert (agreement.questions, agreement.equal) == (2, 0.5)
-    assert (agreement.found_right, agreement.wanted_right) == (0.5, 1)
-
-
-def test_media_are_the_same_for_the_same_seed() -> None:
-    first, again = list(parity.media(5, 3)), list(parity.media(5, 3))
-    for a, b in zip(first, again, strict=True):
-        np.testing.assert_array_equal(a.patches, b.patches)
-        assert a.patches.shape == (a.grid[0], a.grid[1] * a.grid[2], 1176)
