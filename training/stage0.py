@@ -25,7 +25,7 @@ from .dense import DenseHeads
 from .evaluate import HELD_OUT, report
 from .initial import wire
 from .loop import Phase, Schedule, load_parts, save_parts, train
-from .losses import see_and_answer, words_and_letters
+from .losses import Parts, see_and_answer, words_and_letters
 from .model import SmallModel, load_model, new_model, save_model
 from .network import Network
 from .prompt import IMAGE, VIDEO
@@ -146,6 +146,52 @@ def save_run(out: Path, model: nn.Module, heads: nn.Module | None, tokenizer: To
 
 def main() -> None:
     """Train, evaluate, save."""
+    options = _arguments()
+    if options.compile:
+        compile_layers()
+    network, heads = _begin(options)
+    answering = options.part != "see"
+    words = nn.Linear(SmallModel().hidden, network.model.lm_head.out_features, device=network.device)
+    taught = decoder_weights(network.model) if answering else network.model.parameters()
+
+    def loss(batch: Batch) -> tuple[Tensor, Parts]:
+        if answering:
+            return words_and_letters(network, words, batch)
+        return see_and_answer(network, heads, batch, DENSE_WEIGHT)
+
+    weights = [*taught, *words.parameters(), *heads.parameters()]
+    train(weights, loss, _schedule(options), network.tokenizer, options.out)
+    save_run(options.out, network.model, None if answering else heads, network.tokenizer)
+    torch.compiler.set_stance("force_eager")  # sizes differ from batch to batch: compiling would cost more
+    report(network, options.out / "accuracy.jsonl", [0], options.batches, options.workers, (SEEN_SIZES, *HELD_OUT))
+    if options.checkpoint:
+        save_model(network.model, network.tokenizer, options.checkpoint)
+
+
+def _begin(options: argparse.Namespace) -> tuple[Network, DenseHeads]:
+    """The model that the part starts from, and the heads of dense labels."""
+    model, heads, tokenizer = start(options.source, options.seed, "cuda" if torch.cuda.is_available() else "cpu")
+    network = Network(model, tokenizer)
+    if options.part == "answer":
+        return fresh_decoder(network, options.seed), heads
+    if options.part == "letters":
+        wire(network.model)
+    return network, heads
+
+
+def _schedule(options: argparse.Namespace) -> Schedule:
+    phases = see_phases if options.part == "see" else answer_phases
+    return Schedule(
+        phases(tuple(options.steps)),
+        options.rate,
+        floor=options.floor,
+        seed=options.seed,
+        seconds=options.seconds,
+        workers=options.workers,
+    )
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--from", dest="source", type=Path)
@@ -159,43 +205,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=12, help="of the evaluation at the end")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpoint", type=Path, help="also write a Hugging Face checkpoint here")
-    options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if options.compile:
-        compile_layers()
-    model, heads, tokenizer = start(options.source, options.seed, device)
-    network = Network(model, tokenizer)
-    answering = options.part != "see"
-    if options.part == "answer":
-        network = fresh_decoder(network, options.seed)
-    elif options.part == "letters":
-        wire(network.model)
-    schedule = Schedule(
-        (answer_phases if answering else see_phases)(tuple(options.steps)),
-        options.rate,
-        floor=options.floor,
-        seed=options.seed,
-        seconds=options.seconds,
-        workers=options.workers,
-    )
-    words = nn.Linear(SmallModel().hidden, network.model.lm_head.out_features, device=device)
-    weights = [
-        *(decoder_weights(network.model) if answering else model.parameters()),
-        *words.parameters(),
-        *heads.parameters(),
-    ]
-
-    def loss(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        if answering:
-            return words_and_letters(network, words, batch)
-        return see_and_answer(network, heads, batch, DENSE_WEIGHT)
-
-    train(weights, loss, schedule, tokenizer, options.out)
-    save_run(options.out, network.model, None if answering else heads, tokenizer)
-    torch.compiler.set_stance("force_eager")  # sizes differ from batch to batch: compiling would cost more
-    report(network, options.out / "accuracy.jsonl", [0], options.batches, options.workers, (SEEN_SIZES, *HELD_OUT))
-    if options.checkpoint:
-        save_model(network.model, tokenizer, options.checkpoint)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
