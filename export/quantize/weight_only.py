@@ -5,7 +5,7 @@
     Gather(DequantizeLinear(W int8 | int4 [rows, width], scale ...), ids)
 
 The head's weight is [out, in], its scales with it; so is the token table's, and a tied pair is quantized to the same
-bytes. 8 bits by channel are those of W8A8 (`qdq.py`); blocks' scales are searched for (`rounding.py`). Numbers and
+bytes. 8 bits by channel use the whole range (`qdq.py`); blocks' scales are searched for (`rounding.py`). Numbers and
 scales are computed while the bundle is written. Why no library: onnxruntime's matmul_nbits_quantizer holds the model's
 weights in memory and writes one engine's operator, nvidia-modelopt wants the model in torch; neither reads lazily.
 """
@@ -23,7 +23,7 @@ from ...runtime.errors import ExportError, NumericError
 from ..recipe import LinearRecipe
 from .lazy import Array, add_initializer, data
 from .linears import Linear
-from .qdq import TYPES
+from .qdq import WHOLE_RANGE_INT8
 from .rounding import fit_scales, round_weight
 
 BITS = {"int8-weights": 8, "int4-weights": 4}
@@ -44,7 +44,7 @@ class RoundedWeight:
         if not np.isfinite(rows).all():
             raise NumericError(f"{self.weight.name} has NaN or infinity; check the checkpoint")
         if self.bits == 8 and not self.block:
-            return TYPES["int8"].scale(rows, 1)[:, None]
+            return WHOLE_RANGE_INT8.scale(rows, 1)[:, None]
         return fit_scales(rows, self.bits, self.block)
 
     def numbers(self) -> Array:

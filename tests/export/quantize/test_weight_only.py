@@ -93,3 +93,10 @@ def test_a_tied_head_and_the_token_table_stay_one_copy(exports: Exports, precisi
     for one, other in ((head_weight.const_value, table.const_value),):
         assert isinstance(one, ir.ExternalTensor) and isinstance(other, ir.ExternalTensor)
         assert (one.offset, one.length) == (other.offset, other.length)
+
+
+def test_weights_alone_in_8_bits_use_the_whole_range(exports: Exports, decoder: ir.Model) -> None:
+    weight = decoder.graph.initializers[UP].const_value.numpy()  # type: ignore[union-attr]
+    quantize(decoder, recipe(exports, "int8-weights"), "decoder")
+    scale = decoder.graph.initializers[f"{UP}_scale"].const_value.numpy()  # type: ignore[union-attr]
+    np.testing.assert_allclose(scale, np.abs(weight).max(axis=0) / 127, rtol=1e-6)
