@@ -9,7 +9,10 @@ from .report import Memory, Stage, Total
 from .stages import ANSWER, COLD, FOLLOW_UP, HEAD_STAGE, PREFILL, READ, REFLECT, RESIZE, TOKEN, VISION
 
 LARGE = 0.25  # of a cold question: less is not where to begin
-SMALLER = {"fp32": "int8", "fp16": "int8", "bf16": "int8", "int8": "int4", "fp8": "int4"}
+FASTER = dict.fromkeys(("fp32", "fp16", "bf16", "int8-weights", "int4"), "int8")
+"""What computes faster: products of 8-bit numbers. Small weights alone do not (docs/quantization_speed.md)."""
+LIGHTER = dict.fromkeys(("fp32", "fp16", "bf16"), "int8") | dict.fromkeys(("int8", "int8-weights", "fp8"), "int4")
+"""What moves fewer bytes."""
 
 
 def advise(stages: Sequence[Stage], totals: Sequence[Total], memory: Memory, manifest: Manifest) -> tuple[str, ...]:
@@ -18,10 +21,10 @@ def advise(stages: Sequence[Stage], totals: Sequence[Total], memory: Memory, man
     whole = sum(seconds.values())
     large = [name for name in sorted(seconds, key=lambda name: -seconds[name]) if seconds[name] >= LARGE * whole]
     found = {stage.name: stage for stage in stages}
-    lines = [_cold(name, seconds[name] / whole, found.get(name), manifest.precision) for name in large]
+    lines = [_cold(name, seconds[name] / whole, found.get(name), manifest) for name in large]
     token = found.get(TOKEN)
     if token:
-        lines.append(_token(token, manifest.precision))
+        lines.append(_token(token, manifest))
     lines.append(_again(totals))
     if memory.context_fits < memory.context_limit:
         lines.append(
@@ -42,7 +45,7 @@ def cold_seconds(stages: Sequence[Stage]) -> dict[str, float]:
     return seconds
 
 
-def _cold(name: str, share: float, stage: Stage | None, precision: str) -> str:
+def _cold(name: str, share: float, stage: Stage | None, manifest: Manifest) -> str:
     """A large stage of a cold question."""
     start = f"{name} is {share:.0%} of a cold question"
     if name == READ:
@@ -55,10 +58,12 @@ def _cold(name: str, share: float, stage: Stage | None, precision: str) -> str:
         return f"{start}: {less}"
     if work.bound == "neither":
         return f"{start} at {_best(stage):.0%} of its ceiling: look at its operators below, or give it larger inputs"
-    return f"{start}, {work.bound}-bound at {_best(stage):.0%} of the ceiling: {less}{_lower(precision)}"
+    smaller = _smaller(work.bound, manifest)
+    lower = f", or --precision {smaller}" if smaller else ""
+    return f"{start}, {work.bound}-bound at {_best(stage):.0%} of the ceiling: {less}{lower}"
 
 
-def _token(token: Stage, precision: str) -> str:
+def _token(token: Stage, manifest: Manifest) -> str:
     work = token.work
     start = f"an answer token takes {1e3 * token.p50_s:.3g} ms"
     if work is None or work.bound is None:
@@ -68,12 +73,17 @@ def _token(token: Stage, precision: str) -> str:
         return (
             f"{start} for {moved}, {_best(token):.0%} of the ceiling: fixed costs, not bytes; threads may be too many"
         )
-    return f"{start}, {work.bound}-bound, {moved} at {_best(token):.0%} of the ceiling{_lower(precision)}"
+    smaller = _smaller(work.bound, manifest)
+    lower = f": --precision {smaller} takes less" if smaller else ""
+    return f"{start}, {work.bound}-bound, {moved} at {_best(token):.0%} of the ceiling{lower}"
 
 
-def _lower(precision: str) -> str:
-    smaller = SMALLER.get(precision)
-    return f", or --precision {smaller}" if smaller else ""
+def _smaller(bound: str, manifest: Manifest) -> str | None:
+    """The precision to try for a stage that this bounds; the CUDA target has 8 bits for weights alone."""
+    precision = (FASTER if bound == "compute" else LIGHTER).get(manifest.precision)
+    if manifest.target == "cuda" and precision == "int8":
+        return "int8-weights" if bound == "memory" else None
+    return precision
 
 
 def _best(stage: Stage | None) -> float:

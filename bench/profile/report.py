@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types
 import typing
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 FORMAT = "reflectrt-profile"
@@ -75,6 +75,13 @@ class Ceilings:
     def bytes_per_s(self) -> float:
         """The ceiling of bytes."""
         return max(self.copy_bytes_per_s, self.read_bytes_per_s)
+
+    def best(self, again: Ceilings | None) -> Ceilings:
+        """The higher of each rate and of one measured later: a ceiling found on a busy machine is too low."""
+        if again is None:
+            return self
+        rates = ("float_ops_per_s", "integer_ops_per_s", "copy_bytes_per_s", "read_bytes_per_s")
+        return replace(self, **{rate: max(getattr(self, rate), getattr(again, rate)) for rate in rates})
 
 
 @dataclass(frozen=True)

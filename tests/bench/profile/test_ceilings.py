@@ -9,6 +9,7 @@ import pytest
 from reflectrt.bench.profile import ceilings_cuda, measure
 from reflectrt.bench.profile.ceilings import measure_ceilings, one_operator
 from reflectrt.bench.profile.ceilings_cuda import measure_cuda_ceilings
+from reflectrt.bench.profile.report import Ceilings
 from reflectrt.runtime.engines.device_memory import Block, DeviceBuffer
 from reflectrt.runtime.errors import ResourceError
 
@@ -23,6 +24,12 @@ def test_a_model_of_one_operator_runs() -> None:
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     ones = {"in0": np.ones((2, 3), np.float16), "in1": np.ones((3, 4), np.float16)}
     assert (session.run(None, ones)[0] == 3).all()
+
+
+def test_of_two_measurements_the_higher_rates_are_taken() -> None:
+    first, second = Ceilings(5.0, 1.0, 2.0, 3.0, "float32", 8, 9), Ceilings(4.0, 2.0, 2.0, 4.0, "float32", 8, 9)
+    assert first.best(second) == Ceilings(5.0, 2.0, 2.0, 4.0, "float32", 8, 9)
+    assert first.best(None) == first
 
 
 class StandIn:

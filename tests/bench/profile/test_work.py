@@ -1,7 +1,6 @@
 """Operations and bytes of graphs small enough to count by hand."""
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from reflectrt.bench.profile.graph import from_model, read
