@@ -46,6 +46,7 @@ SAVE_EVERY_S = 20.0
 """Between savings of what was seen: a kill costs so much at most."""
 FREE_TEXT_TOKENS = 16
 SCHEMES: dict[str, Scheme] = {"int8": "int8", "fp8": "fp8", "int8-weights": "int8-weights", "int4": "int4-weights"}
+EIGHT_BITS = LinearRecipe("int8-weights")
 CACHE_LIMITS = {"int8": 127.0, "fp8": 448.0}
 
 
@@ -72,6 +73,8 @@ class Settings:
     """SmoothQuant's alpha; None folds nothing."""
     keep: tuple[str, ...] = ()
     """Shell patterns of layers that stay as they are."""
+    eight_bit_weights: tuple[str, ...] = ()
+    """Shell patterns of layers that keep 8 bits of weight and float activations, whatever the precision."""
     kv_cache: Literal["int8", "fp8"] | None = None
     max_frames: int = 32
     """Of each clip: ranges need many clips more than long ones."""
@@ -99,18 +102,21 @@ def check_samples(samples: Sequence[Sample]) -> None:
         raise UsageError(f"{len(missing)} media files are missing: {', '.join(missing[:10])}; mend or remove them")
 
 
-def kept_weights(checkpoint: Checkpoint, patterns: Sequence[str]) -> set[str]:
-    """Weights of the layers that shell patterns match, with or without `.weight`. Raises UsageError for one without."""
+def matching(checkpoint: Checkpoint, patterns: Sequence[str], option: str) -> set[str]:
+    """Weights of the layers that shell patterns match, with or without `.weight`.
+
+    Raises UsageError, which names the option, for a pattern without any.
+    """
     weights = [weight for names in linear_weights(checkpoint).values() for weight in names] + [TABLE]
-    kept: set[str] = set()
+    chosen: set[str] = set()
     for pattern in patterns:
         found = {w for w in weights if fnmatch.fnmatch(w, pattern) or fnmatch.fnmatch(w[: -len(".weight")], pattern)}
         if not found:
             raise UsageError(
-                f"--keep {pattern} matches no layer; layers are called like {weights[0][: -len('.weight')]}"
+                f"{option} {pattern} matches no layer; layers are called like {weights[0][: -len('.weight')]}"
             )
-        kept |= found
-    return kept
+        chosen |= found
+    return chosen
 
 
 def observe(
@@ -139,7 +145,8 @@ def observe(
 
 def make_recipe(checkpoint: Checkpoint, samples: Sequence[Sample], settings: Settings, seen: Seen) -> Recipe:
     """The recipe that the observations give. Raises NumericError where a range is not finite."""
-    kept = kept_weights(checkpoint, settings.keep)
+    kept = matching(checkpoint, settings.keep, "--keep")
+    wide = matching(checkpoint, settings.eight_bit_weights, "--eight-bit-weights")
     folds: list[Fold] = []
     if settings.smooth is not None:
         folds = smooth(
@@ -149,11 +156,13 @@ def make_recipe(checkpoint: Checkpoint, samples: Sequence[Sample], settings: Set
             settings.smooth,
         )
     graphs = {
-        graph: GraphRecipe({w: _linear(w, seen, folds, settings) for w in weights if w not in kept})
+        graph: GraphRecipe(
+            {w: EIGHT_BITS if w in wide else _linear(w, seen, folds, settings) for w in weights if w not in kept}
+        )
         for graph, weights in linear_weights(checkpoint).items()
     }
     if TABLE not in kept:
-        graphs[contract.EMBED] = table_recipe(settings.precision)
+        graphs[contract.EMBED] = GraphRecipe({TABLE: EIGHT_BITS}) if TABLE in wide else table_recipe(settings.precision)
     origin = Origin(
         settings.method,
         settings.smooth,

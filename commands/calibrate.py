@@ -54,6 +54,13 @@ def add(commands: Any) -> None:
     add_argument(
         "--keep", metavar="PATTERN", action="append", default=[], help="layers that stay as they are (may be repeated)"
     )
+    add_argument(
+        "--eight-bit-weights",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="layers that keep 8 bits of weight and float activations, whatever the precision (may be repeated)",
+    )
     add_argument("--kv-cache", choices=("int8", "fp8"), help="quantize the KV cache too")
     add_argument(
         "--budget",
@@ -69,7 +76,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Calibrate as the parsed options say. A run that was cut short goes on where it was."""
     try:
-        from ..calibration.calibrate import Settings, float_bundle, kept_weights, make_recipe, observe
+        from ..calibration.calibrate import Settings, float_bundle, make_recipe, matching, observe
         from ..calibration.sensitivity import measure, propose, spare
         from ..export.checkpoint import Checkpoint
         from ..export.recipe import dump
@@ -86,10 +93,12 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.method,
         smooth,
         tuple(arguments.keep),
+        tuple(arguments.eight_bit_weights),
         arguments.kv_cache,
         arguments.max_frames,
     )
-    kept_weights(checkpoint, settings.keep)  # before hours of work, not after
+    for option, patterns in (("--keep", settings.keep), ("--eight-bit-weights", settings.eight_bit_weights)):
+        matching(checkpoint, patterns, option)  # before hours of work, not after
     work = arguments.recipe.with_name(f"{arguments.recipe.name}.work")
     with CalibrationProgress() as progress:
         seen = observe(checkpoint, samples, settings, work, progress)

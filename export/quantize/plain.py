@@ -61,6 +61,12 @@ def table_recipe(precision: str) -> GraphRecipe:
     return GraphRecipe({TABLE: TABLE_SCHEMES[precision]})
 
 
+def has_eight_bit_layers(recipe: Recipe) -> bool:
+    """Whether a layer, not only the token table, has 8-bit weights and float activations."""
+    graphs = [graph for name, graph in recipe.graphs.items() if name != contract.EMBED]
+    return any(linear.scheme == "int8-weights" for graph in graphs for linear in graph.linears.values())
+
+
 def stored_bytes(tensors: Mapping[str, TensorRef], recipe: Recipe | None, float_bytes: int) -> int:
     """Bytes that the weights take in a bundle."""
     chosen = {

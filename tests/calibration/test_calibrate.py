@@ -68,6 +68,15 @@ def test_every_linear_gets_a_finite_range_and_kept_ones_none(exports: Exports, p
     assert all(linear.input_scale for linear in decoder.values())
 
 
+def test_layers_may_keep_8_bits_of_weight(exports: Exports, pictures: Path, work: Path) -> None:
+    settings = Settings("int4", "minmax", None, eight_bit_weights=("*_attn.*", "lm_head", "*.embed_tokens"))
+    recipe = recipe_of(exports.checkpoint(), read_lines(pictures), settings, work)
+    schemes = {name: linear.scheme for graph in recipe.graphs.values() for name, linear in graph.linears.items()}
+    eight = {name for name, scheme in schemes.items() if scheme == "int8-weights"}
+    assert eight == {name for name in schemes if "_attn." in name or "lm_head" in name or "embed_tokens" in name}
+    assert set(schemes.values()) == {"int8-weights", "int4-weights"}
+
+
 def test_readers_of_one_tensor_share_their_scale(exports: Exports, pictures: Path, work: Path) -> None:
     decoder = recipe_of(exports.checkpoint(), read_lines(pictures), INT8, work).graph(DECODER).linears
     scales = {decoder[f"model.language_model.layers.1.self_attn.{name}_proj.weight"].input_scale for name in "qkv"}
@@ -236,6 +245,7 @@ def test_what_cannot_be_calibrated_is_one_line(
         return refused(capfd, status, "calibrate", exports.checkpoint(), samples, tmp_path / "r.json", *how)
 
     assert "matches no layer" in fails(pictures, "--keep", "*.w_proj")
+    assert "--eight-bit-weights *.w_proj matches no layer" in fails(pictures, "--eight-bit-weights", "*.w_proj")
     assert "7 samples are too few" in fails(pictures, "--limit", "7")
     assert "none.jsonl is not there" in fails(tmp_path / "none.jsonl")
     (pictures.parent / "3.png").write_bytes(b"not a picture")

@@ -156,6 +156,15 @@ def test_a_target_without_a_quantized_cache_refuses_one(exports: Exports, recipe
         export_bundle(Checkpoint.open(exports.checkpoint()), tmp_path / "bundle", plan, Silence())
 
 
+def test_a_target_without_8_bit_weights_alone_refuses_layers_in_them(
+    exports: Exports, recipe: Recipe, tmp_path: Path
+) -> None:
+    decoder = GraphRecipe({f"{LAYER}mlp.up_proj.weight": LinearRecipe("int8-weights")})
+    plan = ExportPlan("tensorrt", "int8", recipe=replace(recipe, graphs={"decoder": decoder}))
+    with pytest.raises(ExportError, match="runs no 8-bit weights alone yet; calibrate without them"):
+        export_bundle(Checkpoint.open(exports.checkpoint()), tmp_path / "bundle", plan, Silence())
+
+
 def test_a_quantized_bundle_says_how_it_was_quantized(exports: Exports, recipe: Recipe, tmp_path: Path) -> None:
     plan = ExportPlan(precision="int8", recipe=recipe)
     export_bundle(Checkpoint.open(exports.checkpoint()), tmp_path / "bundle", plan, Silence())
