@@ -20,6 +20,9 @@ from .sources import Sources, array_of
 class ObservingEngine(OrtCpuEngine):
     """ONNX Runtime's CPU provider over instrumented graphs."""
 
+    text_apart = True
+    """Text is fed by itself: a run's rows are of one source."""
+
     def __init__(self, bundle: Bundle, observations: Observations, seed: int = 0) -> None:
         """`seed` draws the rows that are kept."""
         self.observations, self.random = observations, np.random.default_rng(seed)

@@ -51,6 +51,9 @@ def record(bundle: Bundle, samples: Sequence[Sample], max_frames: int) -> list[R
 class RecordingEngine(OrtCpuEngine):
     """ONNX Runtime's CPU provider, keeping copies of what its decoder and vision graphs read."""
 
+    text_apart = True
+    """Text is fed by itself: a run's rows are of one source."""
+
     def __init__(self, bundle: Bundle) -> None:
         self.sources = Sources()
         self.clear()

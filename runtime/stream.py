@@ -49,10 +49,12 @@ class Stream:
     def hold(self, ids: Sequence[int]) -> None:
         """Text that goes in with what is fed next: a run of its own would read all weights for a few tokens."""
         self._held = (*self._held, *ids)
+        if getattr(self.engine, "text_apart", False):  # an engine that watches what kind of rows it reads
+            self._feed(*self._release())
 
     def feed_tokens(self, ids: Sequence[int]) -> Buffer:
         """Feed text in as few runs as possible; hidden state [1, 1, D] after the last token, post norm."""
-        self.hold(ids)
+        self._held = (*self._held, *ids)
         return self._feed(*self._release())
 
     def feed_hidden(self, hidden: Buffer) -> Buffer:
