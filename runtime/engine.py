@@ -44,6 +44,8 @@ class Engine(Protocol):
     """Patches of one vision run (of whole grids, at least one), chosen likewise."""
     cache_capacities: tuple[int, ...]
     """Rows that a KV cache may have, ascending; empty where any number will do."""
+    text_apart: bool
+    """Whether text must not share a run with visual tokens: an engine that watches its inputs tells kinds by run."""
 
     def graph(self, name: str) -> Graph:
         """A graph by its name in the contract."""

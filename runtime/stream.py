@@ -49,7 +49,7 @@ class Stream:
     def hold(self, ids: Sequence[int]) -> None:
         """Text that goes in with what is fed next: a run of its own would read all weights for a few tokens."""
         self._held = (*self._held, *ids)
-        if getattr(self.engine, "text_apart", False):  # an engine that watches what kind of rows it reads
+        if self.engine.text_apart:
             self._feed(*self._release())
 
     def feed_tokens(self, ids: Sequence[int]) -> Buffer:

@@ -94,6 +94,7 @@ class FakeEngine:
     chunk_tokens: int = 512
     vision_patches: int = 4096
     cache_capacities: tuple[int, ...] = ()
+    text_apart = False
     activation: np.dtype = field(default_factory=lambda: np.dtype(np.float32))
     runs: list[tuple[str, dict[str, Array]]] = field(default_factory=list)
     broken: str | None = None

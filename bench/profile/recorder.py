@@ -97,6 +97,7 @@ class RecordingEngine:
         self.device, self.activation = engine.device, engine.activation
         self.chunk_tokens, self.vision_patches = engine.chunk_tokens, engine.vision_patches
         self.cache_capacities = engine.cache_capacities
+        self.text_apart = engine.text_apart
         self._past = 0
         self._graphs: dict[str, RecordingGraph] = {}
 

@@ -76,6 +76,7 @@ class OrtCpuEngine:
     chunk_tokens = 512  # keeps two cores in large matrix products
     vision_patches = 4096
     cache_capacities: tuple[int, ...] = ()
+    text_apart = False
 
     def __init__(self, bundle: Bundle, threads: int | None = None, operator_times: Path | None = None) -> None:
         """`operator_times` is a folder for ONNX Runtime's own profiles of every graph, see `end_profiling`."""

@@ -137,6 +137,7 @@ class OrtCudaEngine:
 
     device = "cuda"
     cache_capacities: tuple[int, ...] = ()
+    text_apart = False
 
     def __init__(self, bundle: Bundle, index: int = 0) -> None:
         """Raises CompatibilityError (no CUDA build, driver, GPU, or another target's bundle) and ResourceError."""

@@ -30,6 +30,7 @@ class TensorRTEngine:
     """Plans of one bundle on one GPU."""
 
     device = "cuda"
+    text_apart = False
 
     def __init__(self, bundle: Bundle, index: int = 0) -> None:
         """Raises CompatibilityError (library, GPU or plans do not fit), BundleError and ResourceError."""
