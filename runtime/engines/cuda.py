@@ -69,10 +69,10 @@ class Gpu:
             self._library = load(LIBRARY)
         except OSError:
             raise CompatibilityError(
-                f"no NVIDIA driver is installed ({LIBRARY} is not there); pass --device cpu or use a machine with a GPU"
+                f"no NVIDIA driver is installed ({LIBRARY}); use a machine with a GPU or export with --target cpu"
             ) from None
         if status := self._library.cuInit(0):
-            raise CompatibilityError(f"no NVIDIA GPU can be used ({self._name(status)}); pass --device cpu")
+            raise CompatibilityError(f"no NVIDIA GPU can be used ({self._name(status)}); export with --target cpu")
         self._device, context = c_int(), c_void_p()
         self._call("cuDeviceGet", byref(self._device), index)
         self._call("cuDevicePrimaryCtxRetain", byref(context), self._device)
