@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-ROW_BYTES = "reflectrt.row_bytes"
+from ...runtime.engines.cuda_runs import ROW_BYTES
 
 
 def note_row_bytes(model: ir.Model) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ..errors import ResourceError
 
+ROW_BYTES = "reflectrt.row_bytes"
+"""Where a graph's file says how much each row of a run takes (`export/lower/cuda_scratch.py` counts it)."""
 SHARE = 0.5
 """Of the memory that is free beside the weights: what runs may take. The rest is for the KV cache and its buffers."""
 

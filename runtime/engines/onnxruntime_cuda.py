@@ -23,16 +23,13 @@ from ..errors import BundleError, ResourceError
 from ..manifest import GraphEntry
 from . import bfloat16
 from .cuda import Gpu
-from .cuda_runs import RowBytes, plan_runs
+from .cuda_runs import ROW_BYTES, RowBytes, plan_runs
 from .device_memory import DeviceBuffer, Pool, itemsize
 from .ort_cuda_checks import PROVIDER, check_device, check_nodes, check_provider
 from .ort_session import check_ports, check_version, failure, first_line
 
 ONNX_TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}
 """Numbers of onnx.TensorProto.DataType."""
-
-ROW_BYTES = "reflectrt.row_bytes"
-"""Where a graph's file says how much each row of a run takes."""
 
 NO_GRAPH = -1
 CAPTURED_TOKENS = 8

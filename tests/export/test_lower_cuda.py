@@ -10,7 +10,7 @@ from reflectrt.export.checkpoint import Checkpoint
 from reflectrt.export.lower import cuda
 from reflectrt.export.lower.cuda_nodes import Nodes
 from reflectrt.export.lower.cuda_scratch import row_bytes
-from reflectrt.runtime.engines.onnxruntime_cuda import ROW_BYTES
+from reflectrt.runtime.engines.cuda_runs import ROW_BYTES
 from reflectrt.runtime.vision import vision_layout
 
 Arrays = dict[str, np.ndarray]
