@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import UsageError
 
 SAMPLES = "samples.jsonl"
+DESCRIBE = "Describe what can be seen here."
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,23 @@ def parse_sample(line: dict[str, Any], folder: Path) -> Sample:
     )
 
 
-def media_samples(folder: Path, question: str) -> list[Sample]:
-    """One question, in free text, about every file of a folder."""
+def gather_samples(source: Path) -> list[Sample]:
+    """The questions of a samples.jsonl, of every one in a folder and below (in turns, so that the first N are of all),
+    or each medium of a folder without any, to be described. Raises UsageError."""
+    if source.is_file():
+        return read_lines(source)
+    if not source.is_dir():
+        raise UsageError(f"{source} is not there; give a {SAMPLES} or a folder of media")
+    lists = [read_lines(file) for file in sorted(source.rglob(SAMPLES))]
+    if not lists:
+        return media_samples(source)
+    return [sample for turn in zip_longest(*lists) for sample in turn if sample is not None]
+
+
+def media_samples(folder: Path) -> list[Sample]:
+    """Every file of a folder, to be described in free text."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [Sample(path.name, (path,), question, (), "", "all") for path in files]
+    return [Sample(path.name, (path,), DESCRIBE, (), "", "all") for path in files]
 
 
 def samples_sha256(samples: list[Sample]) -> str:

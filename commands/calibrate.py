@@ -13,12 +13,10 @@ from ..runtime.errors import UsageError
 from .arguments import command, positive, share
 
 if TYPE_CHECKING:
-    from ..calibration.samples import Sample
     from ..export.recipe import Recipe
 
 PRECISIONS = ("int8", "fp8", "int4", "int8-weights")
 METHODS = ("minmax", "percentile", "entropy", "mse")
-QUESTION = "Describe what can be seen here."
 DEFAULT_SMOOTH = {"int8": 0.5}
 """SmoothQuant's alpha by precision; fp8 scales by itself, weights alone have no activations to smooth."""
 
@@ -38,7 +36,7 @@ def add(commands: Any) -> None:
         "samples",
         metavar="SAMPLES",
         type=Path,
-        help="a samples.jsonl (media, question, options, label), or a folder with one or of media alone",
+        help="a samples.jsonl (media, question, options, label), a folder with some, or a folder of media",
     )
     add_argument("recipe", metavar="RECIPE", type=Path, help="the file to write; work in progress lies beside it")
     add_argument("--precision", choices=PRECISIONS, required=True, help="what the bundle will compute in")
@@ -77,13 +75,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Calibrate as the parsed options say. A run that was cut short goes on where it was."""
     try:
         from ..calibration.calibrate import Settings, float_bundle, make_recipe, matching, observe
+        from ..calibration.samples import gather_samples
         from ..calibration.sensitivity import measure, propose, spare
         from ..export.checkpoint import Checkpoint
         from ..export.recipe import dump
     except ModuleNotFoundError as error:
         raise UsageError(f"calibrate needs {error.name}; run `pip install 'reflectrt[export]'`") from None
     _check_target(arguments)
-    samples = _samples(arguments.samples)[: arguments.limit]
+    samples = gather_samples(arguments.samples)[: arguments.limit]
     checkpoint = Checkpoint.open(arguments.checkpoint)
     smooth = None if arguments.no_smooth else arguments.smooth
     if smooth is None and not arguments.no_smooth:
@@ -122,17 +121,6 @@ def _check_target(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{target.parent} is not a folder; create it first")
     if target.exists() and not arguments.force:
         raise UsageError(f"{target} exists; pass --force to replace it, or choose another name")
-
-
-def _samples(source: Path) -> list[Sample]:
-    """SAMPLES as questions."""
-    from ..calibration.samples import SAMPLES, media_samples, read_lines
-
-    if source.is_file():
-        return read_lines(source)
-    if not source.is_dir():
-        raise UsageError(f"{source} is not there; give a samples.jsonl or a folder of media")
-    return read_lines(source / SAMPLES) if (source / SAMPLES).is_file() else media_samples(source, QUESTION)
 
 
 def _summary(file: Path, recipe: Recipe) -> str:

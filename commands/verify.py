@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
     )
     quantized = parser.add_argument_group("quantized bundles")
     add_option = quantized.add_argument
-    add_option("--samples", metavar="SAMPLES", type=Path, help="questions (samples.jsonl) instead of needle sets")
+    add_option("--samples", metavar="SAMPLES", type=Path, help="questions (as for calibrate) instead of needle sets")
     add_option(
         "--questions",
         metavar="N",
@@ -136,10 +136,10 @@ def _check_same_source(bundle: Path, plain: Path) -> None:
 
 def _samples(arguments: argparse.Namespace, scratch: Path) -> list[Sample]:
     """The questions: those given, or two of three from pictures and one of three from films."""
-    from ..calibration.samples import read_lines
+    from ..calibration.samples import gather_samples
 
     if arguments.samples:
-        return read_lines(arguments.samples)[: arguments.questions]
+        return gather_samples(arguments.samples)[: arguments.questions]
     from ..bench.evaluate import generated
 
     total = arguments.questions or DEFAULT_QUESTIONS

@@ -10,7 +10,7 @@ from reflectrt.calibration import calibrate
 from reflectrt.calibration.accuracy import Report, compare
 from reflectrt.calibration.asking import Asked, Asking, Side, ask_all, ask_apart
 from reflectrt.calibration.calibrate import Seen, Settings, make_recipe, observe
-from reflectrt.calibration.samples import Sample, read_lines
+from reflectrt.calibration.samples import Sample, gather_samples, read_lines
 from reflectrt.cli import main
 from reflectrt.export.bundle import ExportPlan, export_bundle
 from reflectrt.export.checkpoint import Checkpoint
@@ -256,10 +256,8 @@ def test_what_cannot_be_calibrated_is_one_line(
 
 
 def test_a_folder_of_media_is_calibrated_on_in_free_text(exports: Exports, pictures: Path, work: Path) -> None:
-    from reflectrt.calibration.samples import media_samples
-
     pictures.unlink()
-    samples = media_samples(pictures.parent, "What is there?")
+    samples = gather_samples(pictures.parent)
     recipe = recipe_of(exports.checkpoint(), samples, INT8, work)
     assert recipe.origin is not None
     assert recipe.origin.seen["decoder from hidden"] >= len(samples)
