@@ -38,7 +38,7 @@ SHAPE = RandomShape(
 PREFILL_TOKENS, CONTEXT = 1024, 2048
 STEPS_A_ROUND = 8
 PICTURES = 8
-INT8 = Settings("int8", "minmax", smooth=0.5)
+INT8 = Settings("int8", "minmax", smooth="auto")
 BASE = "float32"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from ..export.bundle import ExportPlan, export_bundle
 from ..export.checkpoint import Checkpoint
 from ..export.quantize.plain import BLOCK, TABLE, linear_weights, table_recipe
+from ..export.quantize.qdq import TYPES
 from ..export.recipe import (
     FORMAT,
     FORMAT_MAJOR,
@@ -35,11 +36,13 @@ from ..runtime.contract import cache_names, cache_output
 from ..runtime.errors import BundleError, LimitError, MediaError, NumericError, UsageError
 from ..runtime.options import MediaOptions
 from ..runtime.session import Model
+from .alpha import Choose, LeastError, given
 from .observations import Array, Observations, load, save
 from .observer import ObservingEngine
 from .ranges import Method, input_range, input_scale
 from .samples import Sample, samples_sha256
 from .smoothing import folded, groups, smooth
+from .sources import Kind
 
 MIN_SAMPLES = 8
 SAVE_EVERY_S = 20.0
@@ -69,8 +72,8 @@ class Settings:
 
     precision: Literal["int8", "fp8", "int8-weights", "int4"]
     method: Method
-    smooth: float | None
-    """SmoothQuant's alpha; None folds nothing."""
+    smooth: float | Literal["auto"] | None
+    """SmoothQuant's alpha; `auto`: the best for each group of layers; None folds nothing."""
     keep: tuple[str, ...] = ()
     """Shell patterns of layers that stay as they are."""
     eight_bit_weights: tuple[str, ...] = ()
@@ -78,6 +81,10 @@ class Settings:
     kv_cache: Literal["int8", "fp8"] | None = None
     max_frames: int = 32
     """Of each clip: ranges need many clips more than long ones."""
+
+    def __post_init__(self) -> None:
+        if self.smooth == "auto" and SCHEMES[self.precision] not in STATIC:
+            raise UsageError(f"{self.precision} rounds no activations to search by; give --smooth a number")
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,10 @@ class Seen:
     def maxima(self) -> dict[str, Array]:
         """Channel maxima [in] by weight."""
         return {weight: self.observations.maxima[name] for weight, name in self.tensor.items()}
+
+    def rows(self, weight: str) -> dict[Kind, Array]:
+        """Sampled rows [n, in] of what a weight reads, by their source."""
+        return self.observations.rows(self.tensor[weight])
 
 
 def check_samples(samples: Sequence[Sample]) -> None:
@@ -147,14 +158,7 @@ def make_recipe(checkpoint: Checkpoint, samples: Sequence[Sample], settings: Set
     """The recipe that the observations give. Raises NumericError where a range is not finite."""
     kept = matching(checkpoint, settings.keep, "--keep")
     wide = matching(checkpoint, settings.eight_bit_weights, "--eight-bit-weights")
-    folds: list[Fold] = []
-    if settings.smooth is not None:
-        folds = smooth(
-            groups(checkpoint),
-            seen.maxima(),
-            lambda name: checkpoint.read(name).flatten(1).float().numpy(),
-            settings.smooth,
-        )
+    folds = _folds(checkpoint, settings, seen)
     graphs = {
         graph: GraphRecipe(
             {w: EIGHT_BITS if w in wide else _linear(w, seen, folds, settings) for w in weights if w not in kept}
@@ -177,13 +181,26 @@ def make_recipe(checkpoint: Checkpoint, samples: Sequence[Sample], settings: Set
     return Recipe(FORMAT, version, checkpoint.fingerprint(), settings.precision, graphs, tuple(folds), cache, origin)
 
 
+def _folds(checkpoint: Checkpoint, settings: Settings, seen: Seen) -> list[Fold]:
+    if settings.smooth is None:
+        return []
+    choose: Choose
+    if settings.smooth == "auto":
+        choose = LeastError(
+            TYPES[SCHEMES[settings.precision]], seen.maxima(), lambda name: seen.observations.rows(seen.tensor[name])
+        )
+    else:
+        choose = given(settings.smooth)
+    return smooth(groups(checkpoint), seen.maxima(), lambda n: checkpoint.read(n).flatten(1).float().numpy(), choose)
+
+
 def _linear(weight: str, seen: Seen, folds: Sequence[Fold], settings: Settings) -> LinearRecipe:
     scheme = SCHEMES[settings.precision]
     if scheme not in STATIC:
         return LinearRecipe(scheme, block=BLOCK if scheme == "int4-weights" else 0)
     tensor = seen.tensor[weight]
     largest = float(folded(seen.observations.maxima[tensor], weight, folds).max())
-    rows = {kind: folded(rows, weight, folds) for kind, rows in seen.observations.rows(tensor).items()}
+    rows = {kind: folded(rows, weight, folds) for kind, rows in seen.rows(weight).items()}
     reach = input_range(settings.method, scheme, rows, largest)
     if not np.isfinite(reach):
         raise NumericError(f"the range of {weight}'s input is {reach}; check the checkpoint with `reflectrt verify`")

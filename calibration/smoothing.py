@@ -4,20 +4,22 @@
     v_proj (vision: qkv)  -> o_proj: attention mixes rows, not channels; heads that share a value head share its factors
     up_proj               -> down_proj: silu(gate) * up is linear in up
 
-`s = max|x|^alpha / max|w|^(1 - alpha)` by channel. Nothing can be folded into the head's input, which is fed back as
-well, nor through the merger's GELU.
+`s = max|x|^alpha / max|w|^(1 - alpha)` by channel; which alpha, `alpha.py` says. Nothing can be folded into the head's
+input, which is fed back as well, nor through the merger's GELU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from ..export.checkpoint import Checkpoint
 from ..export.quantize.fold import reader_factors
 from ..export.recipe import Fold
+from .alpha import Choose
 from .observations import Array
 
 SMALLEST, LARGEST = 1e-4, 1e4
@@ -54,16 +56,22 @@ def _group(source: str, readers: Sequence[str], channels: int, width: int = 0, r
     return Fold(f"{source}.weight", 0, weights, width or channels, repeat, (1.0,) * channels)
 
 
-def smooth(groups: Iterator[Fold], maxima: Mapping[str, Array], weight: Reader, alpha: float) -> list[Fold]:
-    """Factors for every group whose readers' input was observed (`maxima` [in] by the first reader's name)."""
+def smooth(groups: Iterator[Fold], maxima: Mapping[str, Array], weight: Reader, choose: Choose) -> list[Fold]:
+    """Factors for every group whose readers' input was observed (`maxima` [in] by the reader's name)."""
     folds: list[Fold] = []
     for group in groups:
         if (largest := maxima.get(group.readers[0])) is None:
             continue
-        readers = [np.abs(_divided(name, weight(name), folds)).max(axis=0) for name in group.readers]
-        factors = _factors(_by_channel(largest, group), _by_channel(np.maximum.reduce(readers), group), alpha)
-        folds.append(replace(group, factors=tuple(float(f"{factor:.7g}") for factor in factors)))
+        weights = [_divided(name, weight(name), folds) for name in group.readers]
+        reading = np.maximum.reduce([np.abs(each).max(axis=0) for each in weights])
+        folds.append(choose(weights, partial(_fold, group, _by_channel(largest, group), _by_channel(reading, group))))
     return folds
+
+
+def _fold(group: Fold, activations: Array, weights: Array, alpha: float) -> Fold:
+    """The group with its factors at an alpha, from channel maxima of what it reads and of the weights that read it."""
+    factors = _factors(activations, weights, alpha)
+    return replace(group, factors=tuple(float(f"{factor:.7g}") for factor in factors))
 
 
 def folded(maxima: Array, name: str, folds: Sequence[Fold]) -> Array:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("int8", "fp8", "int4", "int8-weights")
 METHODS = ("minmax", "percentile", "entropy", "mse")
-DEFAULT_SMOOTH = {"int8": 0.5}
-"""SmoothQuant's alpha by precision; fp8 scales by itself, weights alone have no activations to smooth."""
+DEFAULT_SMOOTH = {"int8": "auto"}
+"""Smoothing by precision; fp8 scales by itself, weights alone have no activations to smooth."""
 
 
 def add(commands: Any) -> None:
@@ -45,8 +45,9 @@ def add(commands: Any) -> None:
     smoothing.add_argument(
         "--smooth",
         metavar="A",
-        type=share,
-        help="move outliers from activations (0) to weights (1); default: 0.5 for int8, else none",
+        type=alpha,
+        help="move outliers from activations (0) to weights (1), or `auto`: what harms each group of layers least; "
+        "default: auto for int8, else none",
     )
     smoothing.add_argument("--no-smooth", action="store_true", help="move none")
     add_argument(
@@ -69,6 +70,11 @@ def add(commands: Any) -> None:
     add_argument("--limit", metavar="N", type=positive, help="samples at most (default: all)")
     add_argument("--max-frames", metavar="N", type=positive, default=32, help="of each clip (default: %(default)s)")
     add_argument("--force", action="store_true", help="replace an existing recipe")
+
+
+def alpha(text: str) -> float | str:
+    """argparse type of `--smooth`: a share, or `auto`."""
+    return text if text == "auto" else share(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

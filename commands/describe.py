@@ -75,7 +75,7 @@ def _recipe(recipe: dict[str, Any]) -> str:
     origin = recipe.get("origin")
     if not origin:
         return layers
-    smooth = "no smoothing" if origin["smooth"] is None else f"smoothing {origin['smooth']:g}"
+    smooth = "no smoothing" if origin["smooth"] is None else f"smoothing {origin['smooth']}"
     return f"{layers}; {origin['method']} over {origin['samples']} samples, {smooth}"
 
 

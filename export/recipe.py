@@ -76,7 +76,8 @@ class Origin:
     """How a recipe came about."""
 
     method: str
-    smooth: float | None
+    smooth: float | str | None
+    """SmoothQuant's alpha, or `auto`: one for each group; None: nothing was folded."""
     samples: int
     samples_sha256: str
     kept: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from reflectrt.export.recipe import Recipe, read_recipe
 from reflectrt.runtime.bundle import open_bundle
 from reflectrt.runtime.contract import DECODER
 
-INT8 = Settings("int8", "minmax", 0.5)
+INT8 = Settings("int8", "minmax", "auto")
 
 
 class Quiet(Silence):
@@ -176,11 +176,11 @@ def test_the_outlier_twin_is_the_same_function_with_other_channels(
 def test_smoothing_saves_the_outlier_twin_and_plain_minmax_does_not(pictures: Path, twin: Path, tmp_path: Path) -> None:
     samples, work = read_lines(pictures), tmp_path / "work"
     cosine = {}
-    for smooth in (0.5, None):
+    for smooth in ("auto", None):
         recipe = recipe_of(twin, samples, replace(INT8, smooth=smooth), work)
         found = report(twin, work / "float", recipe, samples, tmp_path / f"bundle-{smooth}")
         cosine[smooth] = found.drift[0].mean_cosine
-    assert cosine[0.5] > 0.96
+    assert cosine["auto"] > 0.96
     assert cosine[None] < 0.8
 
 
@@ -190,11 +190,11 @@ def test_the_outlier_twin_of_the_reference_keeps_its_answers_when_smoothed(pictu
     checkpoint = make_twin(reference, tmp_path / "twin")
     samples, work = read_lines(pictures), tmp_path / "work"
     found = {}
-    for smooth in (0.5, None):
+    for smooth in ("auto", None):
         recipe = recipe_of(checkpoint, samples, replace(INT8, smooth=smooth), work)
         found[smooth] = report(checkpoint, work / "float", recipe, samples, tmp_path / f"bundle-{smooth}")
-    assert min(step.mean_cosine for step in found[0.5].drift) > 0.99
-    assert found[0.5].agreement.count >= 9
+    assert min(step.mean_cosine for step in found["auto"].drift) > 0.99
+    assert found["auto"].agreement.count >= 9
     assert max(step.mean_cosine for step in found[None].drift) < 0.8
 
 
@@ -246,6 +246,7 @@ def test_what_cannot_be_calibrated_is_one_line(
 
     assert "matches no layer" in fails(pictures, "--keep", "*.w_proj")
     assert "--eight-bit-weights *.w_proj matches no layer" in fails(pictures, "--eight-bit-weights", "*.w_proj")
+    assert "int4 rounds no activations" in fails(pictures, "--precision", "int4", "--smooth", "auto")
     assert "7 samples are too few" in fails(pictures, "--limit", "7")
     assert "none.jsonl is not there" in fails(tmp_path / "none.jsonl")
     (pictures.parent / "3.png").write_bytes(b"not a picture")
