@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from ..export.checkpoint import Checkpoint
-from ..export.lower.cpu import MICROSOFT
+from ..export.lower.block_weights import MICROSOFT
 from ..export.quantize.apply import quantize
 from ..export.recipe import GraphRecipe, Recipe
 from ..export.weights import source_name

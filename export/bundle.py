@@ -142,7 +142,7 @@ def _recipe(checkpoint: Checkpoint, plan: ExportPlan) -> Recipe | None:
         return None
     if recipe.precision != plan.precision:
         raise ExportError(f"the recipe is for {recipe.precision}; pass --precision {recipe.precision}")
-    if recipe.kv_cache and not TARGETS[plan.target].quantizes_cache:
+    if recipe.kv_cache and recipe.kv_cache.type not in TARGETS[plan.target].caches:
         raise ExportError(f"target {plan.target} does not quantize the KV cache yet; calibrate without --kv-cache")
     if has_eight_bit_layers(recipe) and "int8-weights" not in TARGETS[plan.target].precisions:
         raise ExportError(f"target {plan.target} runs no 8-bit weights alone yet; calibrate without them")
@@ -215,7 +215,8 @@ class _GraphWriter:
         if not (tied and share_tied_head(model, self.stored, self.folder)):
             self.stored |= write_weights(model, self.folder, f"{name}.onnx.data", self._wrote)
         ir.save(model, self.folder / f"{name}.onnx")
-        final = contract.signatures(_model_facts(self.checkpoint, 1, self.recipe).sizes())[name]
+        sizes = _model_facts(self.checkpoint, 1, self.target.cache_dtype(self.recipe)).sizes()
+        final = contract.signatures(sizes)[name]
         return GraphEntry(f"{name}.onnx", final.inputs, final.outputs)
 
     def _wrote(self, count: int) -> None:
@@ -227,6 +228,7 @@ def _manifest(
     checkpoint: Checkpoint, plan: ExportPlan, context: int, graphs: dict[str, GraphEntry], folder: Path
 ) -> Manifest:
     target = TARGETS[plan.target]
+    cache_dtype = target.cache_dtype(plan.recipe)
     (folder / TOKENIZER).write_bytes((checkpoint.path / TOKENIZER).read_bytes())
     return Manifest(
         format=manifests.FORMAT,
@@ -234,7 +236,7 @@ def _manifest(
         target=plan.target,
         precision=plan.precision,
         activation=ACTIVATIONS[target.precisions[plan.precision]],
-        model=_model_facts(checkpoint, context, plan.recipe),
+        model=_model_facts(checkpoint, context, cache_dtype),
         prompt=prompt_tokens(checkpoint.tokens, checkpoint.tokenizer()),
         reflection=_reflection(checkpoint),
         image=_image(checkpoint),
@@ -242,7 +244,7 @@ def _manifest(
         graphs=graphs,
         source=Source(Path(checkpoint.source).name, checkpoint.fingerprint(), checkpoint.dtype),
         tools=_tools(),
-        engine=target.engine | (QUANTIZED_CACHE if plan.recipe and plan.recipe.kv_cache else {}),
+        engine=target.engine | (QUANTIZED_CACHE if cache_dtype != contract.FLOAT else {}),
         recipe=plan.recipe.summary() if plan.recipe else None,
         verification=None,
         plans=(),
@@ -250,7 +252,9 @@ def _manifest(
     )
 
 
-def _model_facts(checkpoint: Checkpoint, max_context: int, recipe: Recipe | None = None) -> ModelFacts:
+def _model_facts(
+    checkpoint: Checkpoint, max_context: int, cache_dtype: contract.CacheDtype = contract.FLOAT
+) -> ModelFacts:
     text, vision = checkpoint.text, checkpoint.vision
     return ModelFacts(
         hidden=text.hidden,
@@ -265,7 +269,7 @@ def _model_facts(checkpoint: Checkpoint, max_context: int, recipe: Recipe | None
         window=vision.window,
         tokens_per_second=vision.tokens_per_second,
         max_context=max_context,
-        cache_dtype="int8" if recipe and recipe.kv_cache else "float",
+        cache_dtype=cache_dtype,
     )
 
 

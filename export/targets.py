@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 import torch
 
+from ..runtime.contract import FLOAT, CacheDtype
 from ..runtime.engines.tensorrt_library import OLDEST
 from .lower import cpu, cuda, tensorrt
+from .recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,12 @@ class Target:
     lower: Callable[[ir.Model], ir.Model]
     precisions: dict[str, torch.dtype]
     engine: dict[str, str]
-    quantizes_cache: bool = False
+    caches: Mapping[str, CacheDtype] = field(default_factory=dict)
+    """Element type in which each type of a recipe's KV cache is stored; those that are missing are refused."""
+
+    def cache_dtype(self, recipe: Recipe | None) -> CacheDtype:
+        """Element type of a bundle's KV cache, one of the contract's."""
+        return self.caches[recipe.kv_cache.type] if recipe and recipe.kv_cache else FLOAT
 
 
 # TensorRT has no attention kernel for float32. Quantized graphs compute in bfloat16, which has float32's range; 8-bit
@@ -31,16 +38,18 @@ TARGETS = {
         cpu.lower,
         dict.fromkeys(("fp32", "int8", "int8-weights", "fp8", "int4"), torch.float32),
         {"onnxruntime": "1.25"},
-        quantizes_cache=True,
+        # Its kernels have no fp8 cache: numbers are rounded through it, so that its accuracy can be measured.
+        caches={"int8": "int8", "fp8": FLOAT},
     ),
     # 1.31 is what it was measured with; older ones lack operators.
     "cuda": Target(
         cuda.lower,
         {"fp16": torch.float16} | dict.fromkeys(("bf16", "int8-weights", "int4"), torch.bfloat16),
         {"onnxruntime": "1.31"},
+        caches={"int8": "int8", "fp8": "float8e4m3fn"},
     ),
     "tensorrt": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt": OLDEST["tensorrt"]}),
     "tensorrt-rtx": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt-rtx": OLDEST["tensorrt-rtx"]}),
 }
-QUANTIZED_CACHE = {"onnxruntime": "1.32"}  # the version that an int8 cache was measured with
+QUANTIZED_CACHE = {"onnxruntime": "1.32"}  # the version that an int8 cache was measured with on a CPU
 ACTIVATIONS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from .contract import FLOAT, cache_names, cache_output
+from .contract import cache_names, cache_output
 from .engine import Buffer, Engine
 from .errors import LimitError
 from .manifest import ModelFacts
@@ -48,16 +46,11 @@ class KVCache:
         check_cache_fits(self._model, capacity, self._engine.activation.itemsize, self._engine.free_bytes())
         shape = (1, self._model.kv_heads, capacity, self._model.head_dim)
         for name in cache_names(self._model.layers):
-            buffer = self._empty(shape)
+            buffer = self._engine.empty(shape, self._model.cache_dtype)
             if self.length:
                 self._engine.copy(self._buffers[name], buffer)
             self._buffers[name] = buffer
         self.capacity = capacity
-
-    def _empty(self, shape: tuple[int, ...]) -> Buffer:
-        if self._model.cache_dtype == FLOAT:
-            return self._engine.empty(shape)
-        return self._engine.upload(np.zeros(shape, self._model.cache_dtype))
 
     def _rows(self, wanted: int) -> int:
         """The next capacity with room for `wanted` rows: a bucket, or one that the engine was built for."""

@@ -24,20 +24,21 @@ checks a bundle against it on opening.
 
 `hidden_post_norm` is the decoder's state **after** the final RMSNorm: what `head` reads and what reflection feeds back.
 `reflect` exists only where the checkpoint has a reflection head; where that is the identity there is no such graph.
-"float" is the bundle's activation type, "cache" that or int8, as the manifest says.
+"float" is the bundle's activation type, "cache" that, int8 or float8e4m3fn, as the manifest says.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final, Literal
 
 VISION, EMBED, DECODER, REFLECT, HEAD = "vision", "embed", "decoder", "reflect", "head"
 
-FLOAT = "float"
+FLOAT: Final = "float"
 """Stands for the bundle's activation type (float32, float16 or bfloat16)."""
 
-CACHE_DTYPES = (FLOAT, "int8")
-"""Element types that a KV cache can have."""
+CacheDtype = Literal["float", "int8", "float8e4m3fn"]
+"""Element types that a KV cache can have; all but a float take a byte."""
 
 Axis = int | str
 

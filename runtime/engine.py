@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .contract import FLOAT
+
 Array = NDArray[Any]
 
 
@@ -50,8 +52,8 @@ class Engine(Protocol):
     def graph(self, name: str) -> Graph:
         """A graph by its name in the contract."""
 
-    def empty(self, shape: Sequence[int]) -> Buffer:
-        """An uninitialised buffer of the activation type. Raises ResourceError."""
+    def empty(self, shape: Sequence[int], dtype: str = FLOAT) -> Buffer:
+        """An uninitialised buffer of a type of the contract. Raises ResourceError."""
 
     def upload(self, array: Array) -> Buffer:
         """The array on the device."""

@@ -13,7 +13,7 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from . import strict
-from .contract import Port, Signature, Sizes, signatures
+from .contract import CacheDtype, Port, Signature, Sizes, signatures
 from .errors import BundleError, CompatibilityError
 from .plans import EnginePlan
 from .strict import StrictError, short
@@ -44,7 +44,7 @@ class ModelFacts:
     tokens_per_second: float
     max_context: int
     """Tokens that prompt and answer may fill together."""
-    cache_dtype: Literal["float", "int8"] = "float"
+    cache_dtype: CacheDtype = "float"
     """Element type of the KV cache ("float": the activation type), since format 1.2."""
 
     def sizes(self) -> Sizes:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-
 from .contract import FLOAT
 from .errors import ResourceError
 from .manifest import ModelFacts
@@ -40,9 +38,8 @@ def _cgroup_available() -> int:
 
 def cache_bytes(model: ModelFacts, tokens: int, itemsize: int) -> int:
     """Bytes of the KV cache for a context of `tokens` (keys and values of every layer); `itemsize` is a float's."""
-    if model.cache_dtype != FLOAT:
-        itemsize = np.dtype(model.cache_dtype).itemsize
-    return 2 * model.layers * model.kv_heads * model.head_dim * itemsize * tokens
+    size = itemsize if model.cache_dtype == FLOAT else 1
+    return 2 * model.layers * model.kv_heads * model.head_dim * size * tokens
 
 
 def check_cache_fits(model: ModelFacts, tokens: int, itemsize: int, free: int) -> None:

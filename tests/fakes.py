@@ -103,8 +103,8 @@ class FakeEngine:
     def graph(self, name: str) -> "FakeGraph":
         return FakeGraph(self, name)
 
-    def empty(self, shape: Sequence[int]) -> HostBuffer:
-        return HostBuffer(np.full(shape, np.nan, np.float32))
+    def empty(self, shape: Sequence[int], dtype: str = contract.FLOAT) -> HostBuffer:
+        return HostBuffer(np.full(shape, np.nan, np.float32) if dtype == contract.FLOAT else np.zeros(shape, dtype))
 
     def upload(self, array: Array) -> HostBuffer:
         return HostBuffer(np.ascontiguousarray(array))

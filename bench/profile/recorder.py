@@ -11,7 +11,7 @@ from time import perf_counter
 import numpy as np
 
 from ...runtime.clock import Clock
-from ...runtime.contract import DECODER
+from ...runtime.contract import DECODER, FLOAT
 from ...runtime.engine import Array, Buffer, Engine, Graph
 
 
@@ -108,9 +108,9 @@ class RecordingEngine:
             self._graphs[name] = RecordingGraph(self.wrapped.graph(name), name, past, self._log)
         return self._graphs[name]
 
-    def empty(self, shape: Sequence[int]) -> Buffer:
+    def empty(self, shape: Sequence[int], dtype: str = FLOAT) -> Buffer:
         """As the wrapped engine's."""
-        return self.wrapped.empty(shape)
+        return self.wrapped.empty(shape, dtype)
 
     def upload(self, array: Array) -> Buffer:
         """As the wrapped engine's. The one int64 [1] that the runtime uploads is the decoder's `past_length`."""

@@ -1,6 +1,6 @@
 """Lowering for CUDA: ONNX Runtime's fused operators, none of which leaves the device.
 
-    TensorScatter x 2 + Attention under the causal mask  ->  GroupQueryAttention over a cache updated in place
+    TensorScatter x 2 + Attention under the causal mask  ->  GroupQueryAttention (`export/lower/cached_attention.py`)
     q, k and v projections                               ->  one product over weights side by side
     gate * Sigmoid(gate) * up                            ->  QuickGelu(gate, alpha = 1) * up
     Add (+ bias) + RMSNormalization                      ->  SkipSimplifiedLayerNormalization
@@ -23,7 +23,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript.rewriter import MatchResult, RewriteRuleSet, pattern
 
-from . import cpu
+from . import cached_attention, cpu
+from .block_weights import MICROSOFT
 from .cuda_align import align_inner_width
 from .cuda_bias import fold_biases
 from .cuda_half import multiply_in_half
@@ -31,8 +32,6 @@ from .cuda_pack import pack_projections
 from .cuda_quantized import dequantize, lower_quantized
 from .cuda_scratch import note_row_bytes
 from .cuda_vision import pack_windows
-
-MICROSOFT = cpu.MICROSOFT
 
 
 def lower(model: ir.Model) -> ir.Model:
@@ -44,6 +43,7 @@ def lower(model: ir.Model) -> ir.Model:
     positions = next((value for value in model.graph.inputs if value.name == "positions"), None)
     rules = [
         CachedAttention.rule(positions),
+        *(QuantizedCachedAttention.rule(positions, whole=whole) for whole in (True, False)),
         FullAttention.rule(),
         Silu.rule(),
         SkipBiasNorm.rule(),
@@ -73,31 +73,17 @@ def rotary(op, x, cos, sin):
     return op.RotaryEmbedding(x, offset, *tables, _domain=MICROSOFT)
 
 
-class CachedAttention(cpu.CachedAttention):
+class OnDevice(pattern.RewriteRuleClassBase):
     """The decoder's attention; its lengths are known without a look at the host's or the device's other side."""
 
-    def __init__(self, positions: ir.Value | None) -> None:
-        super().__init__()
+    def __init__(self, positions: ir.Value | None, **more) -> None:
+        super().__init__(**more)
         self.positions = positions
 
-    def rewrite(self, op, query, key, value, cos, sin, key_cache, value_cache, past, turned_query, **_):
-        heads, kv_heads = turned_query.shape[1], key_cache.shape[1]
-        last, capacity = self._lengths(op, past, key_cache)
-        return op.GroupQueryAttention(
-            rotary(op, query, cos, sin),
-            rotary(op, key, cos, sin),
-            value,
-            key_cache,
-            value_cache,
-            last,
-            capacity,
-            num_heads=heads,
-            kv_num_heads=kv_heads,
-            _domain=MICROSOFT,
-            _outputs=3,
-        )
+    def rotate(self, op, x, cos, sin, count):  # noqa: ARG002  # the tables are as wide as a head
+        return rotary(op, x, cos, sin)
 
-    def _lengths(self, op, past, key_cache):
+    def lengths(self, op, query, past, key_cache):  # noqa: ARG002  # its shape is on the host
         """Index of the last row [1] on the device; and on the host the cache's capacity, a bound on the rows [].
 
         The tokens of this run are counted from `positions`, since a shape is on the host.
@@ -110,6 +96,14 @@ class CachedAttention(cpu.CachedAttention):
         no_axes = op.Constant(value=ir.tensor([], dtype=ir.DataType.INT64))
         capacity = op.Reshape(op.Shape(key_cache, start=2, end=3), no_axes)
         return op.Cast(last, to=ir.DataType.INT32), op.Cast(capacity, to=ir.DataType.INT32)
+
+
+class CachedAttention(OnDevice, cached_attention.CachedAttention):
+    """Over a cache of the activation type."""
+
+
+class QuantizedCachedAttention(OnDevice, cached_attention.QuantizedCachedAttention):
+    """Over a cache of int8 or fp8; the operator scales by channel with any number of heads in a group."""
 
 
 class FullAttention(cpu.FullAttention):

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..quantize.lazy import add_initializer, data
-from .cpu import MICROSOFT
+from .block_weights import MICROSOFT
 from .cuda_nodes import Nodes
 
 HALF = ir.DataType.FLOAT16

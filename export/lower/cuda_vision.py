@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .cpu import MICROSOFT
+from .block_weights import MICROSOFT
 from .cuda_nodes import Nodes, constant
 
 MERGER_NORM = "model.visual.merger.ln_q.weight"

@@ -15,6 +15,11 @@ from .cuda import DeviceMemoryError
 SMALL, GRAIN = 2**20, 2**21
 """Bytes: below SMALL sizes are rounded up to a power of two, from there on to whole GRAINs, to fit one another."""
 
+ITEMSIZES = {
+    **{"float32": 4, "bfloat16": 2, "float16": 2, "float8e4m3fn": 1},
+    **{"int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1},
+}
+
 
 class Memory(Protocol):
     """What a pool needs of a GPU."""
@@ -109,7 +114,7 @@ class Pool:
 
 def itemsize(dtype: str) -> int:
     """Bytes of one element."""
-    return {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4, "int64": 8, "uint8": 1, "bool": 1}[dtype]
+    return ITEMSIZES[dtype]
 
 
 def _rounded(size: int) -> int:

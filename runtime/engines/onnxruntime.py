@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..bundle import Bundle
+from ..contract import FLOAT
 from ..engine import Array, Buffer
 from ..errors import BundleError, CompatibilityError, ResourceError
 from ..manifest import GraphEntry
@@ -108,12 +109,13 @@ class OrtCpuEngine:
         """ONNX Runtime's profile of each graph so far (JSON files), where the engine was opened to write them."""
         return {name: graph.end_profiling() for name, graph in self._graphs.items()}
 
-    def empty(self, shape: Sequence[int]) -> HostBuffer:
-        """An uninitialised buffer of the activation type. Raises ResourceError."""
+    def empty(self, shape: Sequence[int], dtype: str = FLOAT) -> HostBuffer:
+        """An uninitialised buffer of a type of the contract. Raises ResourceError."""
+        element = self.activation if dtype == FLOAT else np.dtype(dtype)
         try:
-            return HostBuffer(np.empty(shape, self.activation))
+            return HostBuffer(np.empty(shape, element))
         except MemoryError:
-            need = prod(shape) * self.activation.itemsize
+            need = prod(shape) * element.itemsize
             raise ResourceError(
                 f"no memory for {need / 1e6:.0f} MB; use a smaller --max-frames or --max-pixels"
             ) from None

@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from .. import contract
 from ..bundle import Bundle
-from ..contract import cache_output
+from ..contract import FLOAT, cache_output
 from ..engine import Array, Buffer
 from ..errors import BundleError, ResourceError
 from ..manifest import GraphEntry
@@ -28,7 +28,10 @@ from .device_memory import DeviceBuffer, Pool, itemsize
 from .ort_cuda_checks import PROVIDER, check_device, check_nodes, check_provider
 from .ort_session import check_ports, check_version, failure, first_line
 
-ONNX_TYPES = {"float32": 1, "uint8": 2, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}
+ONNX_TYPES = {
+    **{"float32": 1, "float16": 10, "bfloat16": 16, "float8e4m3fn": 17},
+    **{"uint8": 2, "int8": 3, "int32": 6, "int64": 7},
+}
 """Numbers of onnx.TensorProto.DataType."""
 
 NO_GRAPH = -1
@@ -161,13 +164,13 @@ class OrtCudaEngine:
         """A graph by its name in the contract."""
         return self._graphs[name]
 
-    def empty(self, shape: Sequence[int]) -> DeviceBuffer:
-        """A buffer of zeros of the activation type. Raises ResourceError.
+    def empty(self, shape: Sequence[int], dtype: str = FLOAT) -> DeviceBuffer:
+        """A buffer of zeros of a type of the contract. Raises ResourceError.
 
         Attention reads keys and values behind the filled rows and multiplies them by 0: they must not be NaN, which
         whatever the memory held before may spell.
         """
-        buffer = self.buffer(shape, self._float)
+        buffer = self.buffer(shape, self._float if dtype == FLOAT else dtype)
         self._gpu.clear(buffer.address, buffer.nbytes)
         return buffer
 

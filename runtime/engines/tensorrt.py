@@ -92,9 +92,9 @@ class TensorRTEngine:
             self._scratch = self._pool.take(size)
         return self._scratch
 
-    def empty(self, shape: Sequence[int]) -> DeviceBuffer:
-        """An uninitialised buffer of the activation type. Raises ResourceError."""
-        return self.buffer(shape, self._float)
+    def empty(self, shape: Sequence[int], dtype: str = contract.FLOAT) -> DeviceBuffer:
+        """An uninitialised buffer of a type of the contract. Raises ResourceError."""
+        return self.buffer(shape, self._float if dtype == contract.FLOAT else dtype)
 
     def buffer(self, shape: Sequence[int], dtype: str) -> DeviceBuffer:
         """An uninitialised buffer of any type. Raises ResourceError."""

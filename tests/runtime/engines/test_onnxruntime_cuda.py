@@ -1,5 +1,6 @@
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from reflectrt.runtime.engines import onnxruntime_cuda as cuda
@@ -128,4 +129,5 @@ def test_a_full_gpu_names_the_setting() -> None:
 
 def test_element_sizes_are_those_of_the_types_that_are_bound() -> None:
     for name in cuda.ONNX_TYPES:
-        assert itemsize(name) == (2 if name == "bfloat16" else np.dtype(name).itemsize)
+        known = ml_dtypes.float8_e4m3fn if name == "float8e4m3fn" else getattr(ml_dtypes, name, name)
+        assert itemsize(name) == np.dtype(known).itemsize
