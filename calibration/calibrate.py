@@ -18,6 +18,7 @@ from ..export.checkpoint import Checkpoint
 from ..export.quantize.plain import BLOCK, TABLE, linear_weights, table_recipe
 from ..export.quantize.qdq import TYPES
 from ..export.recipe import (
+    EIGHT_BITS,
     FORMAT,
     FORMAT_MAJOR,
     FORMAT_MINOR,
@@ -49,7 +50,6 @@ SAVE_EVERY_S = 20.0
 """Between savings of what was seen: a kill costs so much at most."""
 FREE_TEXT_TOKENS = 16
 SCHEMES: dict[str, Scheme] = {"int8": "int8", "fp8": "fp8", "int8-weights": "int8-weights", "int4": "int4-weights"}
-EIGHT_BITS = LinearRecipe("int8-weights")
 CACHE_LIMITS = {"int8": 127.0, "fp8": 448.0}
 
 

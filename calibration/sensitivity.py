@@ -7,7 +7,7 @@ the answer, against the float model over the very same inputs.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -19,7 +19,7 @@ import onnxruntime as ort
 from ..export.checkpoint import Checkpoint
 from ..export.lower.block_weights import MICROSOFT
 from ..export.quantize.apply import quantize
-from ..export.recipe import GraphRecipe, Recipe
+from ..export.recipe import EIGHT_BITS, GraphRecipe, LinearRecipe, Recipe
 from ..export.weights import source_name
 from ..runtime import contract
 from ..runtime.bundle import Bundle, open_bundle
@@ -52,7 +52,7 @@ def measure(float_bundle: Path, samples: Sequence[Sample], recipe: Recipe, progr
 
 
 def propose(checkpoint: Checkpoint, damage: Mapping[str, float], budget: float) -> list[str]:
-    """Weights to leave as they are: the most damage by parameter first, up to this share of all parameters measured."""
+    """Weights to spare: the most damage by parameter first, up to this share of all parameters measured."""
     sizes = {weight: prod(checkpoint.tensors[source_name(checkpoint, weight)].shape) for weight in damage}
     left = budget * sum(sizes.values())
     chosen = []
@@ -63,15 +63,23 @@ def propose(checkpoint: Checkpoint, damage: Mapping[str, float], budget: float) 
     return chosen
 
 
-def spare(recipe: Recipe, damage: Mapping[str, float], kept: Sequence[str]) -> Recipe:
-    """The recipe without the layers to keep, with every layer's damage written down."""
-    graphs = {
-        name: GraphRecipe({weight: linear for weight, linear in graph.linears.items() if weight not in kept})
-        for name, graph in recipe.graphs.items()
-    }
+def spare(recipe: Recipe, damage: Mapping[str, float], spared: Sequence[str]) -> Recipe:
+    """The recipe with these layers in 8 bits of weight and float activations, with every layer's damage written down.
+
+    A layer that has no less already stays as it is in the checkpoint.
+    """
     if recipe.origin is None:
         raise ValueError("only a calibrated recipe has an origin to write to")
-    return replace(recipe, graphs=graphs, origin=replace(recipe.origin, damage=dict(damage), spared=tuple(kept)))
+    graphs = {name: GraphRecipe(dict(_spared(graph.linears, spared))) for name, graph in recipe.graphs.items()}
+    return replace(recipe, graphs=graphs, origin=replace(recipe.origin, damage=dict(damage), spared=tuple(spared)))
+
+
+def _spared(linears: Mapping[str, LinearRecipe], spared: Sequence[str]) -> Iterator[tuple[str, LinearRecipe]]:
+    for weight, linear in linears.items():
+        if weight not in spared:
+            yield weight, linear
+        elif linear != EIGHT_BITS:
+            yield weight, EIGHT_BITS
 
 
 def _trial(bundle: Bundle, graph: str, weight: str, recipe: Recipe) -> OrtGraph:

@@ -70,6 +70,10 @@ def _add_media(parser: argparse.ArgumentParser) -> None:
         "--true-seconds", action="store_true",
         help="time positions from the frames' real distance (default: one second a pair, as the authors do)",
     )  # fmt: skip
+    add(
+        "--decoder", choices=("cpu", "nvdec"), default="cpu",
+        help="what decodes videos: the CPU, or an NVIDIA GPU's own unit (default: %(default)s)",
+    )  # fmt: skip
     add("--strict", action="store_true", help="make every warning about the media an error")
 
 
@@ -140,6 +144,7 @@ def _open_session(
             start_s=arguments.start,
             end_s=arguments.end,
             strict=arguments.strict,
+            decoder=arguments.decoder,
             true_seconds=arguments.true_seconds,
         )
 

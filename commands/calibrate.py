@@ -65,7 +65,8 @@ def add(commands: Any) -> None:
         "--budget",
         metavar="SHARE",
         type=share,
-        help="measure each layer's own damage, and keep the worst as they are, up to this share of the weights",
+        help="measure each layer's own damage, and give the worst 8 bits of weight and float activations, up to this "
+        "share of the weights",
     )
     add_argument("--limit", metavar="N", type=positive, help="samples at most (default: all)")
     add_argument("--max-frames", metavar="N", type=positive, default=32, help="of each clip (default: %(default)s)")

@@ -39,7 +39,7 @@ from .quantize.apply import quantize
 from .quantize.plain import default_recipe, has_eight_bit_layers, stored_bytes
 from .recipe import Recipe
 from .staging import file_entry, staged
-from .targets import ACTIVATIONS, QUANTIZED_CACHE, TARGETS, Target
+from .targets import ACTIVATIONS, TARGETS, Target
 from .trace import trace
 from .weights import StoredTensor, bind_weights, share_tied_head, write_weights
 
@@ -244,7 +244,7 @@ def _manifest(
         graphs=graphs,
         source=Source(Path(checkpoint.source).name, checkpoint.fingerprint(), checkpoint.dtype),
         tools=_tools(),
-        engine=target.engine | (QUANTIZED_CACHE if cache_dtype != contract.FLOAT else {}),
+        engine=target.engine_for(cache_dtype),
         recipe=plan.recipe.summary() if plan.recipe else None,
         verification=None,
         plans=(),

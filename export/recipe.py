@@ -41,6 +41,10 @@ class LinearRecipe:
     """Of the weights-only schemes: rows of the input axis that share a scale; 0 is all of them."""
 
 
+EIGHT_BITS = LinearRecipe("int8-weights")
+"""The widest scheme that still quantizes: a scale a row of 8-bit weights, float activations."""
+
+
 @dataclass(frozen=True)
 class Fold:
     """SmoothQuant's migration: channels of what writes an activation are divided, rows of what reads it multiplied.
@@ -85,7 +89,7 @@ class Origin:
     damage: dict[str, float] = field(default_factory=dict)
     """Each Linear's own damage where it was measured (nats): mean KL of the next token with it alone quantized."""
     spared: tuple[str, ...] = ()
-    """Weights that stay as they are because of their damage."""
+    """Weights that are stored wider than the precision because of their damage."""
     tools: dict[str, str] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
     """Rows that calibration saw, by graph and source; `decoder from hidden` are fed-back hidden states."""

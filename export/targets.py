@@ -23,23 +23,30 @@ class Target:
     engine: dict[str, str]
     caches: Mapping[str, CacheDtype] = field(default_factory=dict)
     """Element type in which each type of a recipe's KV cache is stored; those that are missing are refused."""
+    cache_engine: dict[str, str] = field(default_factory=dict)
+    """What a bundle with an 8-bit cache needs instead of `engine`, where it needs more."""
 
     def cache_dtype(self, recipe: Recipe | None) -> CacheDtype:
         """Element type of a bundle's KV cache, one of the contract's."""
         return self.caches[recipe.kv_cache.type] if recipe and recipe.kv_cache else FLOAT
+
+    def engine_for(self, cache: CacheDtype) -> dict[str, str]:
+        """The engine that runs a bundle with this KV cache, and its oldest version."""
+        return self.engine if cache == FLOAT else self.engine | self.cache_engine
 
 
 # TensorRT has no attention kernel for float32. Quantized graphs compute in bfloat16, which has float32's range; 8-bit
 # weights alone are left out: beside bfloat16 TensorRT-RTX 1.7 writes them out dequantized in every run.
 TENSORRT_PRECISIONS = {"fp16": torch.float16} | dict.fromkeys(("bf16", "int8", "fp8", "int4"), torch.bfloat16)
 TARGETS = {
-    # 1.25 is the oldest version that the parity suite was run with.
+    # 1.25 is the oldest version that the parity suite was run with, 1.32 that its 8-bit cache was.
     "cpu": Target(
         cpu.lower,
         dict.fromkeys(("fp32", "int8", "int8-weights", "fp8", "int4"), torch.float32),
         {"onnxruntime": "1.25"},
         # Its kernels have no fp8 cache: numbers are rounded through it, so that its accuracy can be measured.
         caches={"int8": "int8", "fp8": FLOAT},
+        cache_engine={"onnxruntime": "1.32"},
     ),
     # 1.31 is what it was measured with; older ones lack operators.
     "cuda": Target(
@@ -51,5 +58,4 @@ TARGETS = {
     "tensorrt": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt": OLDEST["tensorrt"]}),
     "tensorrt-rtx": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt-rtx": OLDEST["tensorrt-rtx"]}),
 }
-QUANTIZED_CACHE = {"onnxruntime": "1.32"}  # the version that an int8 cache was measured with on a CPU
 ACTIVATIONS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}

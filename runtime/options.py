@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from .errors import UsageError
 from .manifest import Manifest
+from .media import VideoDecoder
 from .prompt import MediaKind
 from .sampling import GREEDY, Sampling
 
@@ -24,6 +25,8 @@ class MediaOptions:
     start_s: float | None = None
     end_s: float | None = None
     strict: bool = False
+    decoder: VideoDecoder = "cpu"
+    """What decodes videos: FFmpeg on the CPU, or a GPU's NVDEC, which is an error where it cannot."""
     true_seconds: bool = False
     """Time positions from the frames' real distance; the authors' evaluation counts every grid as one second."""
 
@@ -32,6 +35,8 @@ class MediaOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"{name} is {value}; pass a positive number, or None for the bundle's own")
+        if self.decoder not in get_args(VideoDecoder):
+            raise UsageError(f"decoder is {self.decoder!r}; pass {' or '.join(get_args(VideoDecoder))}")
         for name in ("start_s", "end_s"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):

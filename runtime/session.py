@@ -17,7 +17,7 @@ from .engine import Array, Engine
 from .errors import BundleError, MediaError, UsageError
 from .generate import Plan, Token, answer_choice, answer_freely
 from .manifest import Manifest
-from .media import ImageBudget, Media, MediaLimits, PatchLayout, VideoBudget, open_media
+from .media import ImageBudget, Media, PatchLayout, VideoBudget, open_media
 from .options import AskOptions, MediaOptions, from_names, reflection_steps
 from .prefetch import prefetch
 from .prompt import MediaKind, Question
@@ -94,7 +94,7 @@ class Model:
                 max_pixels=options.max_pixels or video.max_pixels,
                 total_pixels=video.total_pixels,
             ),
-            limits=MediaLimits(),
+            decoder=options.decoder,
             start_s=options.start_s,
             end_s=options.end_s,
         )

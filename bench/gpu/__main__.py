@@ -16,7 +16,9 @@ import torch
 
 from ...runtime import manifest as manifests
 from ...runtime.bundle import Bundle
+from ...runtime.contract import FLOAT
 from ...runtime.engines.onnxruntime_cuda import OrtCudaEngine
+from ...runtime.memory import cache_bytes
 from ...runtime.prompt import Question
 from ...runtime.session import Model
 from ..reference_inputs import Medium
@@ -24,7 +26,7 @@ from ..synthetic import random_medium
 from ..torch_loop import PUBLISHED_DUMMIES
 from .ceilings import measure_ceilings
 from .measure import GRID, OPTIONS, QUESTION, STEPS, Answers, measure_answers, measure_growth, measure_stages
-from .report import WEIGHT_BYTES, answers_report, cosines, environment, gains, rival_report, stages_report
+from .report import TOKENS, WEIGHT_BYTES, answers_report, cosines, environment, gains, rival_report, stages_report
 from .rival import Rival
 from .shape import TEXT_7B, VISION_7B
 from .weights import draw, fill, places, transformers_tensors
@@ -39,13 +41,15 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="a folder for 17 GB of random weights")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--precision", choices=(*FLOATS, *QUANTIZED), default="bf16")
+    parser.add_argument("--kv-cache", choices=("int8", "fp8"), help="of a quantized precision (default: bf16)")
     arguments = parser.parse_args()
-    folder = arguments.work / arguments.precision
+    precision, kv_cache = arguments.precision, arguments.kv_cache
+    folder = arguments.work / (f"{precision}-{kv_cache}-cache" if kv_cache else precision)
     if not folder.exists():
         from .skeleton import write_skeleton  # here: measuring needs no exporter
 
         _say("graphs")
-        write_skeleton(folder, arguments.precision)
+        write_skeleton(folder, precision, kv_cache)
     if not (folder / "decoder.onnx.data").exists():
         _say("weights")
         fill(folder)
@@ -70,16 +74,21 @@ def measure(folder: Path) -> dict[str, Any]:
     ours = measure_answers(model, medium)
     _say("growth")
     growth = measure_growth(model)
+    facts = model.manifest.model
     results = {
         "environment": environment(),
         "shape": "Qwen2.5-VL-7B, random weights",
         "precision": model.manifest.precision,
+        "kv_cache": facts.cache_dtype,
+        "kv_cache_gb": cache_bytes(facts, TOKENS, itemsize=2) / 1e9,
         "grid": GRID,
         "ceilings": vars(ceilings),
         "loading_s": loading_s,
         "weights_gb": sum(entry.size for entry in model.manifest.files.values()) / 1e9,
         "gpu_bytes": gpu_bytes,
-        "stages": stages_report(stages, ceilings, WEIGHT_BYTES[model.manifest.precision]),
+        "stages": stages_report(
+            stages, ceilings, WEIGHT_BYTES[model.manifest.precision], 2 if facts.cache_dtype == FLOAT else 1
+        ),
         "answers": answers_report(ours),
         "growth_by_frames": growth,
     }

@@ -34,13 +34,15 @@ def environment() -> dict[str, str]:
     }
 
 
-def stages_report(stages: Stages, ceilings: Ceilings, weight_bytes: float = 2.0) -> dict[str, Any]:
+def stages_report(
+    stages: Stages, ceilings: Ceilings, weight_bytes: float = 2.0, cache_itemsize: int = 2
+) -> dict[str, Any]:
     """Seconds of each stage, and its share of the ceiling that binds it."""
     patches, grid_patches = GRID[0] * GRID[1] * GRID[2], GRID[1] * GRID[2]
     return asdict(stages) | {
         "vision_share": _share(work.vision(VISION_7B, patches, grid_patches), stages.vision_s, ceilings),
         "prefill_share": _share(work.prefill(TEXT_7B, TOKENS), stages.prefill_s, ceilings),
-        "step_share": _share(work.step(TEXT_7B, TOKENS, weight_bytes), stages.step_s, ceilings),
+        "step_share": _share(work.step(TEXT_7B, TOKENS, weight_bytes, cache_itemsize), stages.step_s, ceilings),
     }
 
 

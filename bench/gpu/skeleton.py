@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 import onnx_ir as ir
 import torch
@@ -25,8 +26,9 @@ from ...export.graphs.vision import Vision
 from ...export.inputs import GraphConfig
 from ...export.prompt import prompt_tokens
 from ...export.quantize.apply import quantize
+from ...export.quantize.kv_cache import CACHE_TYPES
 from ...export.quantize.plain import default_recipe
-from ...export.recipe import Recipe
+from ...export.recipe import KVCacheRecipe, Recipe
 from ...export.targets import TARGETS
 from ...export.tensors import TensorRef, expected_shapes
 from ...export.trace import trace
@@ -34,42 +36,64 @@ from ...export.weights import ALIGNMENT, bind_weights
 from ...runtime import contract
 from ...runtime import manifest as manifests
 from ...runtime.bundle import TOKENIZER
-from ...runtime.manifest import FileEntry, GraphEntry, Manifest, Source
+from ...runtime.errors import ExportError
+from ...runtime.manifest import FileEntry, GraphEntry, Manifest, ModelFacts, Source
 from ..random_checkpoint import make_checkpoint
 from .shape import MAX_CONTEXT, TEXT_7B, VISION_7B
 
 WEIGHTS_FREE = "0" * 64
 """In place of a hash: the files that it would name are drawn later."""
+HIGHEST = 5.0
+"""Largest key or value that a quantized cache holds, in deviations."""
 
 
-def write_skeleton(folder: Path, precision: str, text: TextFacts = TEXT_7B, vision: VisionFacts = VISION_7B) -> None:
-    """Write graphs, manifest and tokenizer of the shape for the CUDA target into a new folder."""
+def write_skeleton(
+    folder: Path,
+    precision: str,
+    kv_cache: Literal["int8", "fp8"] | None = None,
+    text: TextFacts = TEXT_7B,
+    vision: VisionFacts = VISION_7B,
+) -> None:
+    """Write graphs, manifest and tokenizer of the shape for the CUDA target into a new folder.
+
+    Raises ExportError for a `kv_cache` beside a float precision, which no recipe has.
+    """
     folder.mkdir(parents=True)
     target = TARGETS["cuda"]
     dtype = target.precisions[precision]
     with tempfile.TemporaryDirectory() as small:
         checkpoint = _shaped(Checkpoint.open(make_checkpoint(Path(small) / "checkpoint")), text, vision)
         (folder / TOKENIZER).write_bytes((checkpoint.path / TOKENIZER).read_bytes())
-        recipe = _decoder_only(default_recipe(checkpoint, precision))
-        signatures = contract.signatures(_model_facts(checkpoint, MAX_CONTEXT).sizes())
+        recipe = _recipe(default_recipe(checkpoint, precision), kv_cache, text)
+        facts = _model_facts(checkpoint, MAX_CONTEXT, target.cache_dtype(recipe))
+        traced = contract.signatures(_model_facts(checkpoint, MAX_CONTEXT).sizes())
         sizes: dict[str, int] = {}
         for name, make in _makers(text, vision).items():
-            model = trace(make, GraphConfig(signatures[name], dtype), name)
+            model = trace(make, GraphConfig(traced[name], dtype), name)
             bind_weights(model, checkpoint, dtype)
             if recipe is not None:
                 quantize(model, recipe, name)
             sizes[f"{name}.onnx.data"] = _point_at_file(target.lower(model), f"{name}.onnx.data")
             ir.save(model, folder / f"{name}.onnx")
-        manifest = _manifest(checkpoint, precision, dtype, signatures, sizes)
+        manifest = _manifest(checkpoint, precision, dtype, facts, sizes)
     (folder / manifests.FILE_NAME).write_text(manifests.dump(manifest), encoding="utf-8")
 
 
-def _decoder_only(recipe: Recipe | None) -> Recipe | None:
+def _recipe(recipe: Recipe | None, kv_cache: Literal["int8", "fp8"] | None, text: TextFacts) -> Recipe | None:
     """A recipe without its part for the vision encoder: what that computes with is bfloat16 all the same."""
     if recipe is None:
+        if kv_cache:
+            raise ExportError("a float precision has no recipe that could quantize the KV cache")
         return None
     graphs = {name: graph for name, graph in recipe.graphs.items() if name != contract.VISION}
-    return replace(recipe, graphs=graphs)
+    return replace(recipe, graphs=graphs, kv_cache=_cache(kv_cache, text) if kv_cache else None)
+
+
+def _cache(kind: Literal["int8", "fp8"], text: TextFacts) -> KVCacheRecipe:
+    """Scales for keys and values of deviation 1, as random weights behind a norm give them."""
+    scale = HIGHEST / CACHE_TYPES[kind].limit
+    rows = ((scale,) * (text.kv_heads * text.head_dim),) * text.layers
+    return KVCacheRecipe(kind, rows, rows)
 
 
 def _shaped(checkpoint: Checkpoint, text: TextFacts, vision: VisionFacts) -> Checkpoint:
@@ -89,11 +113,15 @@ def _makers(text: TextFacts, vision: VisionFacts) -> dict[str, Callable[[], torc
 
 
 def _point_at_file(model: ir.Model, file: str) -> int:
-    """Give every weight its place in `file`; returns the file's size."""
+    """Give every weight its place in `file`; returns the file's size. Scales of a cache are no weights: they stay."""
+    scales = {f"{value.name}_scale" for value in model.graph.inputs}
     end = 0
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.LazyTensor):
+            continue
+        if value.name in scales:
+            value.const_value = ir.tensor(tensor.numpy(), name=value.name)
             continue
         offset = -(-end // ALIGNMENT) * ALIGNMENT
         shape = ir.Shape(tensor.shape.numpy())
@@ -108,9 +136,10 @@ def _manifest(
     checkpoint: Checkpoint,
     precision: str,
     dtype: torch.dtype,
-    signatures: dict[str, contract.Signature],
+    facts: ModelFacts,
     sizes: dict[str, int],
 ) -> Manifest:
+    signatures = contract.signatures(facts.sizes())
     graphs = {
         name: GraphEntry(f"{name}.onnx", signatures[name].inputs, signatures[name].outputs)
         for name in _makers(checkpoint.text, checkpoint.vision)
@@ -121,7 +150,7 @@ def _manifest(
         target="cuda",
         precision=precision,
         activation={torch.bfloat16: "bfloat16", torch.float16: "float16"}[dtype],
-        model=_model_facts(checkpoint, MAX_CONTEXT),
+        model=facts,
         prompt=prompt_tokens(checkpoint.tokens, checkpoint.tokenizer()),
         reflection=_reflection(checkpoint),
         image=IMAGE,

@@ -49,8 +49,13 @@ def precisions(runs: Sequence[dict[str, Any]]) -> str:
     for found in runs:
         times = [found["stages"][stage] for stage in ("vision_s", "prefill_s", "step_s")]
         times += [found["answers"][answer] for answer in ("cold_s", "follow_up_s")]
-        lines.append(f"| {found['precision']} | {found['weights_gb']:.1f} GB | " + " | ".join(map(_ms, times)) + " |")
+        lines.append(f"| {_name(found)} | {found['weights_gb']:.1f} GB | " + " | ".join(map(_ms, times)) + " |")
     return "\n".join(lines)
+
+
+def _name(found: dict[str, Any]) -> str:
+    cache = found.get("kv_cache", "float")
+    return found["precision"] if cache == "float" else f"{found['precision']}, KV cache in {cache}"
 
 
 def tables(runs: Sequence[dict[str, Any]]) -> list[str]:

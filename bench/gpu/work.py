@@ -28,9 +28,9 @@ def prefill(text: TextFacts, tokens: int) -> Work:
     return Work(2.0 * decoder_weights(text) * tokens + attention, 2.0 * decoder_weights(text))
 
 
-def step(text: TextFacts, context: int, weight_bytes: float = 2.0) -> Work:
+def step(text: TextFacts, context: int, weight_bytes: float = 2.0, cache_itemsize: int = 2) -> Work:
     """One token behind `context`: every weight once, every key and value once."""
-    cache = 2 * text.layers * text.kv_heads * text.head_dim * context * 2
+    cache = 2 * text.layers * text.kv_heads * text.head_dim * context * cache_itemsize
     attention = 4.0 * text.layers * text.heads * text.head_dim * context
     return Work(2.0 * decoder_weights(text) + attention, decoder_weights(text) * weight_bytes + cache)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from .budget import ImageBudget, MediaLimits, PatchLayout, VideoBudget, smart_resize
 from .image import ImageMedium
 from .medium import Media
+from .nvdec import VideoDecoder
 from .patches import patchify
 from .sniff import sniff
 from .video import VideoMedium
@@ -20,6 +21,7 @@ __all__ = [
     "MediaLimits",
     "PatchLayout",
     "VideoBudget",
+    "VideoDecoder",
     "open_media",
     "patchify",
     "smart_resize",
@@ -35,8 +37,9 @@ def open_media(
     limits: MediaLimits | None = None,
     start_s: float | None = None,
     end_s: float | None = None,
+    decoder: VideoDecoder = "cpu",
 ) -> Media:
-    """Open an image or video, by its content; `start_s` and `end_s` cut a video.
+    """Open an image or video, by its content; `start_s` and `end_s` cut a video, `decoder` decodes it.
 
     Nothing is decoded but one frame of a video. Raises MediaError (not readable) and LimitError (too large).
     """
@@ -47,7 +50,7 @@ def open_media(
         if path.suffix.lower() in VIDEO_NAMES:
             image.warnings += (f"the file is an image, whatever its name ends in ({path.suffix})",)
         return image
-    video = VideoMedium(path, kind.demuxer, layout, video_budget, limits, (start_s, end_s))
+    video = VideoMedium(path, kind.demuxer, layout, video_budget, limits, (start_s, end_s), decoder)
     if path.suffix.lower() in IMAGE_NAMES:
         video.warnings += (f"the file is a video, whatever its name ends in ({path.suffix})",)
     return video

@@ -8,12 +8,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import av
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from ..errors import LimitError, MediaError
 from .budget import MediaLimits
+from .nvdec import VideoDecoder, accelerator, check_accelerated, unavailable
 from .sniff import shown
 
 NO_DECODER = {"codec_whitelist": "none"}
@@ -27,12 +29,17 @@ with it, one of them refused for want of a sound key frame. Other decoders flag 
 
 
 @contextmanager
-def opened(path: Path, demuxer: str, limits: MediaLimits) -> Iterator[tuple[InputContainer, VideoStream]]:
+def opened(
+    path: Path, demuxer: str, limits: MediaLimits, decoder: VideoDecoder = "cpu"
+) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file through one named demuxer and no protocol but `file`, and its video stream, ready to decode."""
     # Guards the decoders too: a size may be missing from the headers, or grow in the middle.
     guard = {"max_pixels": str(limits.frame_pixels)}
-    with closing(_open(path, demuxer, guard, {})) as container:
+    nvdec = decoder == "nvdec"
+    with closing(_open_on_gpu(path, demuxer, guard) if nvdec else _open(path, demuxer, guard, {})) as container:
         stream = _video_stream(path, container)
+        if nvdec:
+            check_accelerated(path, stream)
         context = _codec(path, stream)
         context.options = guard | REPORTED.get(context.name, {})
         context.thread_count = limits.decode_threads
@@ -54,13 +61,7 @@ def check_size(path: Path, demuxer: str, limits: MediaLimits) -> None:
 
 def _open(path: Path, demuxer: str, options: dict[str, str], more: dict[str, str]) -> InputContainer:
     try:
-        return av.open(
-            f"file:{path.absolute()}",
-            format=demuxer,
-            options=options,
-            container_options={"protocol_whitelist": "file", "format_whitelist": _formats(demuxer), **more},
-            metadata_errors="replace",
-        )
+        return _av_open(path, demuxer, options, more, None)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         if demuxer == "mov" and not _has_atom(path, b"moov"):
             raise MediaError(f"{shown(path)} has no index (moov): it is incomplete; copy or record it again") from None
@@ -68,6 +69,29 @@ def _open(path: Path, demuxer: str, options: dict[str, str], more: dict[str, str
             f"{shown(path)} cannot be opened as {demuxer} ({reason(error)}): "
             "incomplete or damaged; copy or convert it again"
         ) from None
+
+
+def _open_on_gpu(path: Path, demuxer: str, options: dict[str, str]) -> InputContainer:
+    """A file that opens on the CPU: what fails here is the GPU."""
+    try:
+        return _av_open(path, demuxer, options, {}, accelerator())
+    except (av.FFmpegError, OSError) as error:
+        raise unavailable(path, f"no GPU of NVIDIA's with its driver: {reason(error)}") from None
+    except RuntimeError:  # PyAV's, for a file without a stream that FFmpeg decodes on a GPU
+        raise unavailable(path, "it has none of the file's codecs") from None
+
+
+def _av_open(
+    path: Path, demuxer: str, options: dict[str, str], more: dict[str, str], hwaccel: HWAccel | None
+) -> InputContainer:
+    return av.open(
+        f"file:{path.absolute()}",
+        format=demuxer,
+        options=options,
+        container_options={"protocol_whitelist": "file", "format_whitelist": _formats(demuxer), **more},
+        metadata_errors="replace",
+        hwaccel=hwaccel,
+    )
 
 
 def _has_atom(path: Path, name: bytes) -> bool:

@@ -16,6 +16,7 @@ from .budget import MediaLimits, PatchLayout, Size, VideoBudget, frame_size
 from .container import opened
 from .decoder import Decoder, upright, upright_size
 from .index import FrameIndex, read_index
+from .nvdec import VideoDecoder, planar, unavailable
 from .patches import patchify, resize
 from .sampling import chosen_frames, frame_count
 from .sniff import check_unchanged, shown, stamp
@@ -36,8 +37,10 @@ class VideoMedium:
         budget: VideoBudget,
         limits: MediaLimits,
         span_s: tuple[float | None, float | None],
+        decoder: VideoDecoder = "cpu",
     ) -> None:
         self.path, self._demuxer, self._layout, self._limits = path, demuxer, layout, limits
+        self._decoder = decoder
         self._stamp = stamp(path)
         self._index = read_index(path, demuxer, limits)
         first, last = _range(path, self._index, span_s)
@@ -91,6 +94,8 @@ class VideoMedium:
         return patchify(np.stack([*frames, *[frames[-1]] * missing]), self._layout)
 
     def _finish(self, read: int) -> None:
+        if read == 0 and self._decoder == "nvdec":
+            raise unavailable(self.path, "it decoded no frame")
         if read == 0:
             raise MediaError(f"{shown(self.path)} has no frame that can be decoded; convert it again from its source")
         if read < self.frames:
@@ -100,12 +105,12 @@ class VideoMedium:
     def _pictures(self) -> Iterator[Array]:
         """The wanted frames in order, upright and resized: uint8 [H, W, 3]."""
         reformatter = VideoReformatter()
-        return (resize(upright(frame, reformatter), self._size) for frame in self.decoded())
+        return (resize(upright(planar(frame, reformatter), reformatter), self._size) for frame in self.decoded())
 
     def decoded(self) -> Iterator[VideoFrame]:
         """The wanted frames in order as the decoder gives them. Raises MediaError."""
         check_unchanged(self.path, self._stamp)
-        with opened(self.path, self._demuxer, self._limits) as (container, stream):
+        with opened(self.path, self._demuxer, self._limits, self._decoder) as (container, stream):
             decoder = Decoder(container, stream, self._index)
             for time in self._wanted:
                 frame = decoder.frame_at(int(time))

@@ -9,7 +9,7 @@ from reflectrt.calibration.samples import Sample, read_lines
 from reflectrt.calibration.sensitivity import measure, propose, spare
 from reflectrt.export.checkpoint import Checkpoint
 from reflectrt.export.quantize.plain import default_recipe
-from reflectrt.export.recipe import GraphRecipe, LinearRecipe, Origin, Recipe
+from reflectrt.export.recipe import EIGHT_BITS, GraphRecipe, LinearRecipe, Origin, Recipe
 from reflectrt.runtime.bundle import open_bundle
 from reflectrt.runtime.engines.onnxruntime import OrtCpuEngine
 from reflectrt.runtime.session import Model
@@ -57,14 +57,19 @@ def test_a_layer_with_a_bad_range_does_more_damage(exports: Exports, samples: li
     assert damage[PATCH] > 10 * damage[GATE]
 
 
-def test_a_budget_keeps_the_worst_layers_that_fit(exports: Exports, recipe: Recipe) -> None:
+def test_a_budget_spares_the_worst_layers_that_fit(exports: Exports) -> None:
     checkpoint = Checkpoint.open(exports.checkpoint())
     damage = {GATE: 0.1, UP: 0.5, PATCH: 0.0}
     assert propose(checkpoint, damage, 1.0) == [UP, GATE]
     assert propose(checkpoint, damage, 0.0) == []
     one = np.prod(checkpoint.tensors[UP].shape) / sum(np.prod(checkpoint.tensors[w].shape) for w in damage)
     assert propose(checkpoint, damage, float(one) * 1.01) == [UP]
-    kept = spare(recipe, damage, [UP])
-    assert set(kept.graph("decoder").linears) == {GATE}
-    assert kept.origin is not None
-    assert (kept.origin.damage, kept.origin.spared) == (damage, (UP,))
+
+
+def test_a_spared_layer_keeps_eight_bits_of_weight(recipe: Recipe) -> None:
+    spared = spare(recipe, {UP: 0.5}, [UP])
+    assert spared.graph("decoder").linears == recipe.graph("decoder").linears | {UP: EIGHT_BITS}
+    assert spared.origin is not None
+    assert (spared.origin.damage, spared.origin.spared) == ({UP: 0.5}, (UP,))
+    again = spare(spared, {UP: 0.5}, [UP])
+    assert set(again.graph("decoder").linears) == {GATE}  # nothing quantized is wider

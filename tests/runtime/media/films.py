@@ -72,7 +72,7 @@ def opened(
     min_pixels: int = 784,
     max_pixels: int = 460_800,
     limits: MediaLimits | None = None,
-    **cut: float,
+    **how: Any,
 ) -> Media:
     """A medium at its own size by default, with every frame."""
     video = VideoBudget(fps=fps, max_frames=max_frames, min_pixels=min_pixels, max_pixels=max_pixels)
@@ -82,7 +82,7 @@ def opened(
         image_budget=ImageBudget(min_pixels, max_pixels),
         video_budget=video,
         limits=limits or MediaLimits(),
-        **cut,
+        **how,
     )
 
 
