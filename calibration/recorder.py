@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,8 +35,8 @@ class Recording:
     """Inputs of the vision runs whose outputs are the visual rows, in order."""
 
 
-def record(bundle: Bundle, samples: Sequence[Sample], max_frames: int) -> list[Recording]:
-    """Decode the samples with a float bundle, by multiple choice, and keep what went in."""
+def record(bundle: Bundle, samples: Sequence[Sample], **media: Any) -> list[Recording]:
+    """Decode the samples with a float bundle, by multiple choice, and keep what went in; `media` as `Model.open`."""
     engine = RecordingEngine(bundle)
     model = Model(bundle, engine)
     reflect = "always" if bundle.manifest.reflection else "off"
@@ -43,7 +44,7 @@ def record(bundle: Bundle, samples: Sequence[Sample], max_frames: int) -> list[R
     for sample in samples:
         engine.clear()
         options = sample.options or ("yes", "no")
-        model.open(*sample.media, max_frames=max_frames).ask(sample.question, options, reflect=reflect)
+        model.open(*sample.media, **media).ask(sample.question, options, reflect=reflect)
         recordings.append(engine.recording())
     return recordings
 

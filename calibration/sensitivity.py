@@ -29,8 +29,8 @@ from .recorder import Recording, Replay, record
 from .samples import Sample
 
 SAMPLES = 8
-MAX_FRAMES = 4
-"""Of each clip: a layer is judged by all samples, and there are many layers."""
+SMALL = {"max_frames": 4, "max_pixels": 448 * 448}
+"""What is looked at of a medium: a layer is judged by all samples, and there are many layers."""
 
 Progress = Callable[[int, int], None]
 
@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 def measure(float_bundle: Path, samples: Sequence[Sample], recipe: Recipe, progress: Progress) -> dict[str, float]:
     """The damage of every Linear that the recipe quantizes, by its weight's name."""
     bundle = open_bundle(float_bundle)
-    recordings = record(bundle, samples[:SAMPLES], MAX_FRAMES)
+    recordings = record(bundle, samples[:SAMPLES], **SMALL)
     graphs = {name: _open(bundle.file(entry.file), name) for name, entry in bundle.manifest.graphs.items()}
     replay = Replay(bundle, graphs)
     wanted = [_log_shares(replay.logits(recording, {})) for recording in recordings]

@@ -36,7 +36,7 @@ from .graphs.vision import Vision
 from .inputs import GraphConfig
 from .prompt import prompt_tokens
 from .quantize.apply import quantize
-from .quantize.plain import default_recipe, has_eight_bit_layers, stored_bytes
+from .quantize.plain import default_recipe, stored_bytes, without_eight_bit_layers
 from .recipe import Recipe
 from .staging import file_entry, staged
 from .targets import ACTIVATIONS, TARGETS, Target
@@ -144,13 +144,13 @@ def _recipe(checkpoint: Checkpoint, plan: ExportPlan) -> Recipe | None:
         raise ExportError(f"the recipe is for {recipe.precision}; pass --precision {recipe.precision}")
     if recipe.kv_cache and recipe.kv_cache.type not in TARGETS[plan.target].caches:
         raise ExportError(f"target {plan.target} does not quantize the KV cache yet; calibrate without --kv-cache")
-    if has_eight_bit_layers(recipe) and "int8-weights" not in TARGETS[plan.target].precisions:
-        raise ExportError(f"target {plan.target} runs no 8-bit weights alone yet; calibrate without them")
     if recipe.checkpoint and recipe.checkpoint != (found := checkpoint.fingerprint()):
         raise ExportError(
             f"the recipe was calibrated on another checkpoint ({recipe.checkpoint[:12]}, this is {found[:12]}); "
             "calibrate this one"
         )
+    if "int8-weights" not in TARGETS[plan.target].precisions:
+        return without_eight_bit_layers(recipe)
     return recipe
 
 

@@ -1,12 +1,15 @@
-"""Run an iterator on a thread of its own, a few items ahead: reading a video overlaps with encoding it."""
+"""Work ahead on other threads: reading a video overlaps with encoding it, resizing its frames with decoding them."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 WAIT_S = 0.1  # how often a blocked producer looks whether its consumer is gone
@@ -57,3 +60,15 @@ def _put(ready: queue.Queue[T | _End], item: T | _End, stopped: threading.Event)
         except queue.Full:
             continue
     return False
+
+
+def map_ahead(work: Callable[[S], T], items: Iterator[S], workers: int) -> Generator[T, None, None]:
+    """`work` of each item in order, on as many threads, and so many items ahead; errors come through."""
+    with ThreadPoolExecutor(workers, "map-ahead") as pool:
+        begun: deque[Future[T]] = deque()
+        for item in items:
+            begun.append(pool.submit(work, item))
+            if len(begun) > workers:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()

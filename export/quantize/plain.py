@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 
 from ...runtime import contract
@@ -61,10 +62,16 @@ def table_recipe(precision: str) -> GraphRecipe:
     return GraphRecipe({TABLE: TABLE_SCHEMES[precision]})
 
 
-def has_eight_bit_layers(recipe: Recipe) -> bool:
-    """Whether a layer, not only the token table, has 8-bit weights and float activations."""
-    graphs = [graph for name, graph in recipe.graphs.items() if name != contract.EMBED]
-    return any(linear.scheme == "int8-weights" for graph in graphs for linear in graph.linears.values())
+def without_eight_bit_layers(recipe: Recipe) -> Recipe:
+    """The recipe with layers of 8-bit weights and float activations as they are; the token table stays in 8 bits."""
+    graphs = {
+        name: graph if name == contract.EMBED else GraphRecipe(_others(graph)) for name, graph in recipe.graphs.items()
+    }
+    return replace(recipe, graphs=graphs)
+
+
+def _others(graph: GraphRecipe) -> dict[str, LinearRecipe]:
+    return {weight: linear for weight, linear in graph.linears.items() if linear.scheme != "int8-weights"}
 
 
 def stored_bytes(tensors: Mapping[str, TensorRef], recipe: Recipe | None, float_bytes: int) -> int:

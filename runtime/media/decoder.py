@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
 
 import av
@@ -17,13 +17,19 @@ from .index import FrameIndex, packets
 
 TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 HIDDEN_FRAMES = "vp8"  # has packets that are never shown, so that a frame after the wanted one is no sign of damage
+THINNED = "h264"
+"""Says of each frame whether any other is predicted from it. HEVC's bit holds for one temporal layer alone."""
 
 
 class Decoder:
-    """Frames of an open stream, in the order shown."""
+    """Frames of an open stream, in the order shown; all, or at least those at the `wanted` times."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, index: FrameIndex) -> None:
+    def __init__(
+        self, container: InputContainer, stream: VideoStream, index: FrameIndex, wanted: Collection[int] | None = None
+    ) -> None:
         self._container, self._stream, self._index = container, stream, index
+        self._wanted = wanted if index.timed and stream.codec_context.name == THINNED else None
+        self._progressive = False
         self._seekable = True
         self.decoded = 0
         self._last: tuple[int, VideoFrame] | None = None
@@ -65,6 +71,7 @@ class Decoder:
             return None
         time = frame.pts if self._index.timed and frame.pts is not None else self.decoded
         self._last = (time, frame)
+        self._progressive = not frame.interlaced_frame
         self.decoded += 1
         return frame
 
@@ -108,6 +115,7 @@ class Decoder:
     def _decode(self, coded: Iterator[av.Packet[VideoStream]]) -> Iterator[VideoFrame]:
         """All frames from here on; packets that do not decode are counted and skipped."""
         while (packet := self._next(coded)) is not None:
+            self._stream.codec_context.skip_frame = "DEFAULT" if self._needed(packet) else "NONREF"
             try:
                 yield from packet.decode()
             except av.FFmpegError:
@@ -116,6 +124,13 @@ class Decoder:
             yield from self._stream.codec_context.decode(None)  # what the decoder still holds back
         except av.FFmpegError:
             self.bad_packets += 1
+
+    def _needed(self, packet: av.Packet[VideoStream]) -> bool:
+        """Whether the packet must be decoded even where no other frame is predicted from it.
+
+        Two fields of an interlaced frame may come in two packets, one of them with another time.
+        """
+        return self._wanted is None or not self._progressive or packet.pts is None or packet.pts in self._wanted
 
     def _next(self, coded: Iterator[av.Packet[VideoStream]]) -> av.Packet[VideoStream] | None:
         """The next packet; None at the end, or where the container is too damaged to go on."""

@@ -12,6 +12,7 @@ from av.video.reformatter import VideoReformatter
 
 from ..engine import Array
 from ..errors import MediaError
+from ..prefetch import map_ahead
 from .budget import MediaLimits, PatchLayout, Size, VideoBudget, frame_size
 from .container import opened
 from .decoder import Decoder, upright, upright_size
@@ -105,13 +106,14 @@ class VideoMedium:
     def _pictures(self) -> Iterator[Array]:
         """The wanted frames in order, upright and resized: uint8 [H, W, 3]."""
         reformatter = VideoReformatter()
-        return (resize(upright(planar(frame, reformatter), reformatter), self._size) for frame in self.decoded())
+        pictures = (upright(planar(frame, reformatter), reformatter) for frame in self.decoded())
+        return map_ahead(lambda picture: resize(picture, self._size), pictures, self._limits.resize_threads)
 
     def decoded(self) -> Iterator[VideoFrame]:
         """The wanted frames in order as the decoder gives them. Raises MediaError."""
         check_unchanged(self.path, self._stamp)
         with opened(self.path, self._demuxer, self._limits, self._decoder) as (container, stream):
-            decoder = Decoder(container, stream, self._index)
+            decoder = Decoder(container, stream, self._index, frozenset(map(int, self._wanted)))
             for time in self._wanted:
                 frame = decoder.frame_at(int(time))
                 if frame is None:

@@ -2,7 +2,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from reflectrt.runtime.prefetch import prefetch
+from reflectrt.runtime.prefetch import map_ahead, prefetch
 
 
 def threads() -> int:
@@ -69,3 +69,44 @@ def test_items_are_made_on_another_thread() -> None:
         yield threading.current_thread().name
 
     assert list(prefetch(names(), 1)) == ["prefetch"]
+
+
+def test_work_on_several_threads_keeps_its_order() -> None:
+    gate = threading.Barrier(3)
+
+    def work(number: int) -> int:
+        gate.wait(timeout=10)  # passed only by three at a time
+        return -number
+
+    assert list(map_ahead(work, iter(range(9)), 3)) == [-number for number in range(9)]
+
+
+def test_no_more_items_are_taken_than_there_are_workers_ahead() -> None:
+    taken = []
+
+    def counted() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    results = map_ahead(abs, counted(), 4)
+    assert next(results) == 0
+    assert len(taken) == 5
+    results.close()
+    assert len(taken) == 5
+
+
+def test_an_error_of_an_item_comes_through() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("decoder broke")
+
+    with pytest.raises(ValueError, match="decoder broke"):
+        list(map_ahead(abs, items(), 2))
+
+
+def test_an_error_of_the_work_comes_through_after_the_results_before_it() -> None:
+    results = map_ahead(lambda number: 1 // number, iter((1, 2, 0)), 2)
+    assert [next(results), next(results)] == [1, 0]
+    with pytest.raises(ZeroDivisionError):
+        next(results)

@@ -13,7 +13,7 @@ from reflectrt.export.bundle import ExportPlan, export_bundle
 from reflectrt.export.checkpoint import Checkpoint
 from reflectrt.export.quantize.apply import quantize
 from reflectrt.export.quantize.linears import find_linears
-from reflectrt.export.recipe import Fold, GraphRecipe, KVCacheRecipe, LinearRecipe, Recipe
+from reflectrt.export.recipe import EIGHT_BITS, Fold, GraphRecipe, KVCacheRecipe, LinearRecipe, Recipe
 from reflectrt.runtime.bundle import open_bundle
 from reflectrt.runtime.errors import ExportError
 
@@ -156,13 +156,15 @@ def test_a_target_without_a_quantized_cache_refuses_one(exports: Exports, recipe
         export_bundle(Checkpoint.open(exports.checkpoint()), tmp_path / "bundle", plan, Silence())
 
 
-def test_a_target_without_8_bit_weights_alone_refuses_layers_in_them(
+def test_a_target_without_8_bit_weights_alone_leaves_such_layers_as_they_are(
     exports: Exports, recipe: Recipe, tmp_path: Path
 ) -> None:
-    decoder = GraphRecipe({f"{LAYER}mlp.up_proj.weight": LinearRecipe("int8-weights")})
-    plan = ExportPlan("tensorrt", "int8", recipe=replace(recipe, graphs={"decoder": decoder}))
-    with pytest.raises(ExportError, match="runs no 8-bit weights alone yet; calibrate without them"):
-        export_bundle(Checkpoint.open(exports.checkpoint()), tmp_path / "bundle", plan, Silence())
+    wide = f"{LAYER}mlp.up_proj.weight"
+    decoder = GraphRecipe(recipe.graph("decoder").linears | {wide: EIGHT_BITS})
+    plan = ExportPlan("tensorrt", "int8", recipe=replace(recipe, graphs={**recipe.graphs, "decoder": decoder}))
+    manifest = export_bundle(Checkpoint.open(exports.checkpoint()), tmp_path / "bundle", plan, Silence())
+    assert manifest.recipe is not None
+    assert manifest.recipe["graphs"]["decoder"]["linears"].keys() == decoder.linears.keys() - {wide}
 
 
 def test_a_quantized_bundle_says_how_it_was_quantized(exports: Exports, recipe: Recipe, tmp_path: Path) -> None:

@@ -69,11 +69,11 @@ def test_a_bare_stream_is_counted_at_its_rate_and_says_so(tmp_path: Path, name: 
     assert whole.warnings == ("the file has no times; taking 25 frames a second",)
 
 
-def decoded_for(path: Path, demuxer: str, wanted: range) -> int:
+def decoded_for(path: Path, demuxer: str, wanted: range, *, thinned: bool = False) -> int:
     """How many frames were decoded to get those at these positions."""
     index = read_index(path, demuxer, MediaLimits())
     with media_container.opened(path, demuxer, MediaLimits()) as (container, stream):
-        decoder = Decoder(container, stream, index)
+        decoder = Decoder(container, stream, index, [int(index.times[at]) for at in wanted] if thinned else None)
         found = [decoder.frame_at(int(index.times[at])) for at in wanted]
         assert [frame and number_of(frame.to_ndarray(format="rgb24")) for frame in found] == list(wanted)
         return decoder.decoded
@@ -89,6 +89,22 @@ def test_key_frames_are_sought_and_what_lies_between_is_not_decoded(tmp_path: Pa
     assert decoded_for(path, demuxer, range(4, 200, 32)) <= 7 * 8 + 8
     assert decoded_for(path, demuxer, range(0, 200, 12)) <= 17 * 8
     assert decoded_for(path, demuxer, range(0, 200, 3)) <= 200
+
+
+PYRAMID = {"x264-params": "scenecut=0:keyint=64:bframes=7:b-adapt=0:b-pyramid=normal:ref=4"}
+
+
+@pytest.mark.parametrize(("name", "demuxer"), [("film.mp4", "mov"), ("film.mkv", "matroska"), ("film.ts", "mpegts")])
+def test_frames_that_none_is_predicted_from_are_not_decoded(tmp_path: Path, name: str, demuxer: str) -> None:
+    path = film(tmp_path / name, 200, options=PYRAMID)
+    for step in (3, 7, 16):
+        wanted = range(0, 200, step)
+        assert decoded_for(path, demuxer, wanted, thinned=True) < 0.75 * decoded_for(path, demuxer, wanted)
+
+
+def test_every_frame_of_an_interlaced_film_is_decoded(tmp_path: Path) -> None:
+    path = film(tmp_path / "film.mp4", 40, options={"x264-params": "tff=1:bframes=3:b-adapt=0"})
+    assert decoded_for(path, "mov", range(0, 40, 3), thinned=True) == decoded_for(path, "mov", range(0, 40, 3))
 
 
 def with_false_keys(path: Path, target: Path) -> Path:
