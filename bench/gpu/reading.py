@@ -35,7 +35,6 @@ SIZE, RATE, SECONDS = (1920, 1080), 30, 256
 """Pixels, frames a second, and what the published evaluation looks at in full: two frames a second, 512 in all."""
 FRAME_PIXELS = 168 * 336
 """Of a frame as the model sees it: 12 x 24 patches, as in the other measurements."""
-RUNS = 3
 
 
 def main() -> int:
@@ -44,6 +43,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="a folder for the film and 17 GB of random weights")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--source", type=Path, required=True, help="a film whose frames fill the long one")
+    parser.add_argument("--runs", type=int, default=3, help="of each kind, after a first (default: %(default)s)")
     parser.add_argument("--precision", default="bf16", help="of the skeleton (default: %(default)s)")
     arguments = parser.parse_args()
     folder, film = arguments.work / arguments.precision, arguments.work / "film.mp4"
@@ -53,7 +53,9 @@ def main() -> int:
         fill(folder)
     if not film.exists():
         write_film(arguments.source, film)
-    results = {"environment": environment(), "film": [*SIZE, RATE, SECONDS]} | measure(open_skeleton(folder), film)
+    results = {"environment": environment(), "film": [*SIZE, RATE, SECONDS]} | measure(
+        open_skeleton(folder), film, arguments.runs
+    )
     arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results))
     return 0
@@ -79,13 +81,13 @@ def _around(frames: list[VideoFrame]) -> Iterator[VideoFrame]:
         yield from reversed(frames)
 
 
-def measure(model: Model, film: Path) -> dict[str, Any]:
+def measure(model: Model, film: Path, runs: int) -> dict[str, Any]:
     """Seconds by decoder, and whether their patches are the same. Raises ResourceError where NVDEC is missing."""
     found: dict[str, Any] = {}
     patches = {}
     for decoder in get_args(VideoDecoder):
-        reading, patches[decoder] = read(model, film, decoder)
-        opening = [answer(model, film, decoder) for _ in range(RUNS + 1)][1:]
+        reading, patches[decoder] = read(model, film, decoder, runs)
+        opening = [answer(model, film, decoder) for _ in range(runs + 1)][1:]
         found[decoder] = {
             "read_alone_s": reading,
             "stages_s": {name: median(run[name] for run in opening) for name in opening[0]},
@@ -98,10 +100,10 @@ def _options(decoder: VideoDecoder) -> dict[str, Any]:
     return {"max_pixels": FRAME_PIXELS, "decoder": decoder}
 
 
-def read(model: Model, film: Path, decoder: VideoDecoder) -> tuple[float, np.ndarray]:
+def read(model: Model, film: Path, decoder: VideoDecoder, runs: int) -> tuple[float, np.ndarray]:
     """Median seconds of opening and reading the film, nothing else running; its patches."""
     times = []
-    for _ in range(RUNS):
+    for _ in range(runs):
         start = perf_counter()
         medium = model.open_medium(film, MediaOptions(**_options(decoder)))
         patches = np.concatenate(list(medium.patches(8)))

@@ -42,7 +42,7 @@ def opened(
             check_accelerated(path, stream)
         context = _codec(path, stream)
         context.options = guard | REPORTED.get(context.name, {})
-        context.thread_count = limits.decode_threads
+        context.thread_count = 1 if nvdec else limits.decode_threads
         stream.thread_type = "AUTO"
         yield container, stream
 

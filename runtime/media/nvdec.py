@@ -1,4 +1,4 @@
-"""Decode with NVDEC, a GPU's own unit for video, through FFmpeg; frames come back to the host.
+"""Decode with NVDEC, a GPU's own unit for video, through FFmpeg; frames that are looked at come back to the host.
 
 Decoders of the standards give the same numbers, so the answer is the CPU's; only the planes lie otherwise.
 """
@@ -25,8 +25,8 @@ its own, with other rounding."""
 
 
 def accelerator() -> HWAccel:
-    """What `av.open` takes to decode on the first GPU, or not at all."""
-    return HWAccel("cuda", allow_software_fallback=False)
+    """What `av.open` takes to decode on the first GPU, or not at all; frames stay there."""
+    return HWAccel("cuda", allow_software_fallback=False, is_hw_owned=True)
 
 
 def check_accelerated(path: Path, stream: VideoStream) -> None:
@@ -41,6 +41,9 @@ def unavailable(path: Path, why: str) -> ResourceError:
 
 
 def planar(frame: VideoFrame, reformatter: VideoReformatter) -> VideoFrame:
-    """A frame with its planes as the CPU's decoders lay them."""
-    kind = PLANAR.get(frame.format.name)
-    return reformatter.reformat(frame, format=kind, threads=1) if kind else frame
+    """A frame on the host, with its planes as the CPU's decoders lay them."""
+    on_gpu = frame.sw_format
+    kind = (on_gpu or frame.format).name
+    if on_gpu is None and kind not in PLANAR:
+        return frame
+    return reformatter.reformat(frame, format=PLANAR.get(kind, kind), threads=1)
