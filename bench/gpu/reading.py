@@ -66,7 +66,7 @@ def write_film(source: Path, film: Path) -> None:
     with av.open(str(source)) as container:
         frames = [frame.reformat(*SIZE, format="yuv420p") for frame in container.decode(video=0)]
     with av.open(str(film), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=RATE, options={"preset": "veryfast", "crf": "28"})
         stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
         for index, frame in enumerate(islice(_around(frames), RATE * SECONDS)):
             frame.pts, frame.time_base = index, Fraction(1, RATE)

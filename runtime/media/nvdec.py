@@ -25,8 +25,11 @@ its own, with other rounding."""
 
 
 def accelerator() -> HWAccel:
-    """What `av.open` takes to decode on the first GPU, or not at all; frames stay there."""
-    return HWAccel("cuda", allow_software_fallback=False, is_hw_owned=True)
+    """What `av.open` takes to decode on the first GPU, or not at all; frames stay there.
+
+    In a context of its own: FFmpeg refuses the process's first where ONNX Runtime has opened it with other flags.
+    """
+    return HWAccel("cuda", allow_software_fallback=False, is_hw_owned=True, options={"primary_ctx": "0"})
 
 
 def check_accelerated(path: Path, stream: VideoStream) -> None:

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx.parser
 import onnxruntime as ort
 import pytest
 from av.codec.hwaccel import HWAccel
@@ -52,10 +53,24 @@ def test_a_decoder_that_is_none_is_refused() -> None:
         MediaOptions(decoder="gpu")  # type: ignore[arg-type]  # that is the point
 
 
+RELU = '<ir_version: 10, opset_import: ["": 21]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
+
+
+@pytest.fixture
+def used_gpu() -> ort.InferenceSession:
+    """A GPU that ONNX Runtime is on too, with a CUDA context of its own flags, as while questions are asked."""
+    model = onnx.parser.parse_model(RELU).SerializeToString()
+    session = ort.InferenceSession(model, providers=["CUDAExecutionProvider"])
+    session.run(None, {"x": np.zeros(1, np.float32)})
+    return session
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif("CUDAExecutionProvider" not in ort.get_available_providers(), reason="no CUDA here")
-@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.usefixtures("used_gpu")
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9"])
 def test_pictures_are_the_cpu_s(tmp_path: Path, codec: str) -> None:
     frames = [numbered(index, 448, 336) for index in range(40)]  # larger than the least that it takes
-    path = film(tmp_path / "film.mp4", frames, codec=codec)
-    np.testing.assert_array_equal(pictures(opened(path, decoder="nvdec")), pictures(opened(path)))
+    path = film(tmp_path / "film.mkv", frames, codec=codec)
+    for how in ({}, {"max_frames": 6}):
+        np.testing.assert_array_equal(pictures(opened(path, decoder="nvdec", **how)), pictures(opened(path, **how)))
