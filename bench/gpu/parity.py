@@ -37,6 +37,9 @@ WHOLE = Part()
 TIE = 0.02
 """Letters may differ where the CPU's two best scores are as near as this."""
 
+MARGINS = (0.0, TIE, 0.1)
+"""Lower ends of the classes of questions by the CPU's margin."""
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -64,6 +67,7 @@ class Agreement:
     reflection_cosine: list[float]
     """The lowest of all questions, after each reflection step."""
     reflection_cosine_median: list[float]
+    letters_by_margin: list[dict[str, float]]
 
 
 def media(count: int, seed: int) -> Iterator[Medium]:
@@ -119,7 +123,8 @@ def compare(found: Arrays, wanted: Arrays) -> Agreement:
     """The GPU's answers against the CPU's."""
     same = found["scores"].argmax(1) == wanted["scores"].argmax(1)
     best = np.sort(wanted["scores"], axis=1)
-    tied = best[:, -1] - best[:, -2] < TIE
+    margin = best[:, -1] - best[:, -2]
+    tied = margin < TIE
     a, b = found["reflection"].astype(np.float64), wanted["reflection"].astype(np.float64)
     cosines = (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
     return Agreement(
@@ -131,7 +136,15 @@ def compare(found: Arrays, wanted: Arrays) -> Agreement:
         float(np.abs(found["scores"] - wanted["scores"]).max()),
         [float(value) for value in cosines.min(0)],
         [float(value) for value in np.median(cosines, 0)],
+        list(_by_margin(same, margin)),
     )
+
+
+def _by_margin(same: NDArray[np.bool_], margin: NDArray[Any]) -> Iterator[dict[str, float]]:
+    for low, high in zip(MARGINS, (*MARGINS[1:], np.inf), strict=True):
+        chosen = same[(low <= margin) & (margin < high)]
+        if len(chosen):
+            yield {"margin_from": low, "questions": len(chosen), "equal": float(chosen.mean())}
 
 
 def main() -> None:

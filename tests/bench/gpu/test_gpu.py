@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reflectrt.bench.gpu import parity, work
+from reflectrt.bench.gpu import parity, reading, work
 from reflectrt.bench.gpu.rival import with_thirds
 from reflectrt.bench.gpu.shape import TEXT_7B, VISION_7B
 from reflectrt.bench.gpu.table import growth, precisions, table
 from reflectrt.bench.gpu.weights import Blocks, Place, draw, transformers_tensors
 from reflectrt.export.lower.cuda_bias import COLUMNS
 
+PRECISIONS = ("bf16", "int8-weights", "int4", "int4-int8-cache", "int4-fp8-cache")
 RESULTS = Path(__file__).parents[3] / "bench" / "results"
 
 
@@ -30,7 +31,8 @@ def test_the_tables_in_the_documents_are_the_results() -> None:
     assert table(results("gpu_7b_bf16.json")) in readme
     assert table(results("gpu_7b_bf16.json")) in page
     assert growth(results("gpu_7b_bf16.json")) in page
-    assert precisions([results(f"gpu_7b_{name}.json") for name in ("bf16", "int8-weights", "int4")]) in page
+    assert precisions([results(f"gpu_7b_{name}.json") for name in PRECISIONS]) in page
+    assert reading.table(results("gpu_reading.json")) in page
 
 
 def test_work_is_that_of_the_published_sizes() -> None:
@@ -127,3 +129,7 @@ def test_agreement_tells_ties_from_differences() -> None:
     assert agreement.letters_equal_or_tied == pytest.approx(2 / 3)
     assert agreement.tokens_equal == pytest.approx(2 / 3)
     assert agreement.reflection_cosine == pytest.approx([-1, -1])
+    assert agreement.letters_by_margin == [
+        {"margin_from": 0.0, "questions": 1, "equal": 0.0},
+        {"margin_from": 0.1, "questions": 2, "equal": 0.5},
+    ]
