@@ -14,10 +14,7 @@ from typing import Any
 
 import torch
 
-from ...runtime import manifest as manifests
-from ...runtime.bundle import Bundle
 from ...runtime.contract import FLOAT
-from ...runtime.engines.onnxruntime_cuda import OrtCudaEngine
 from ...runtime.memory import cache_bytes
 from ...runtime.prompt import Question
 from ...runtime.session import Model
@@ -26,10 +23,11 @@ from ..synthetic import random_medium
 from ..torch_loop import PUBLISHED_DUMMIES
 from .ceilings import measure_ceilings
 from .measure import GRID, OPTIONS, QUESTION, STEPS, Answers, measure_answers, measure_growth, measure_stages
+from .random_bundle import open_prepared, prepare
 from .report import TOKENS, WEIGHT_BYTES, answers_report, cosines, environment, gains, rival_report, stages_report
 from .rival import Rival
 from .shape import TEXT_7B, VISION_7B
-from .weights import draw, fill, places, transformers_tensors
+from .weights import draw, places, transformers_tensors
 
 FLOATS, QUANTIZED = ("bf16", "fp16"), ("int8-weights", "int4")
 """Precisions; transformers runs beside the first ones only, over the same weights."""
@@ -43,16 +41,8 @@ def main() -> int:
     parser.add_argument("--precision", choices=(*FLOATS, *QUANTIZED), default="bf16")
     parser.add_argument("--kv-cache", choices=("int8", "fp8"), help="of a quantized precision (default: bf16)")
     arguments = parser.parse_args()
-    precision, kv_cache = arguments.precision, arguments.kv_cache
-    folder = arguments.work / (f"{precision}-{kv_cache}-cache" if kv_cache else precision)
-    if not folder.exists():
-        from .skeleton import write_skeleton  # here: measuring needs no exporter
-
-        _say("graphs")
-        write_skeleton(folder, precision, kv_cache)
-    if not (folder / "decoder.onnx.data").exists():
-        _say("weights")
-        fill(folder)
+    _say("graphs and weights")
+    folder = prepare(arguments.work, arguments.precision, arguments.kv_cache)
     results = measure(folder)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0
@@ -65,7 +55,7 @@ def measure(folder: Path) -> dict[str, Any]:
     _say("loading")
     start = perf_counter()
     before = torch.cuda.mem_get_info()[0]
-    model = open_skeleton(folder)
+    model = open_prepared(folder)
     loading_s, gpu_bytes = perf_counter() - start, before - torch.cuda.mem_get_info()[0]
     _say("stages")
     stages = measure_stages(model)
@@ -110,13 +100,6 @@ def _beside_transformers(folder: Path, model: Model, medium: Medium, ours: Answe
         "gains": gains(ours, published, plain),
         "reflection_cosines": cosines(ours.reflection, thoughts),
     }
-
-
-def open_skeleton(folder: Path) -> Model:
-    """The model on the GPU. Its weights have no hashes to check: they were drawn a moment ago."""
-    manifest = manifests.parse((folder / manifests.FILE_NAME).read_text(encoding="utf-8"))
-    bundle = Bundle(folder, manifest, manifest.source.fingerprint)
-    return Model(bundle, OrtCudaEngine(bundle))
 
 
 def make_rival(folder: Path) -> Rival:

@@ -26,12 +26,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from ...export.facts import TextFacts
 from ...runtime.session import Model
 from ...runtime.stream import Stream
-from .__main__ import open_skeleton
 from .measure import GRID
+from .random_bundle import open_prepared, prepare
 from .report import environment
 from .shape import MAX_CONTEXT, TEXT_7B
-from .skeleton import write_skeleton
-from .weights import fill
 
 PROMPT = GRID[0] * GRID[1] * GRID[2] // 4
 """Tokens, as many as the visual ones of the other measurements."""
@@ -46,11 +44,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--cuda-graph", action="store_true", help="let onnxruntime-genai capture its steps")
     arguments = parser.parse_args()
-    ours, theirs = arguments.work / "bf16", arguments.work / "genai"
-    if not ours.exists():
-        write_skeleton(ours, "bf16")
-    if not (ours / "decoder.onnx.data").exists():
-        fill(ours)
+    ours, theirs = prepare(arguments.work, "bf16"), arguments.work / "genai"
     if not (theirs / "genai_config.json").exists():
         write_rival(arguments.work / "qwen2", theirs, ours / "tokenizer.json")
     results = {
@@ -58,7 +52,7 @@ def main() -> int:
         "shape": "Qwen2.5-VL-7B's decoder, random weights, bf16",
         "prompt_tokens": PROMPT,
         "cuda_graph": arguments.cuda_graph,
-    } | measure(open_skeleton(ours), open_rival(theirs, arguments.cuda_graph))
+    } | measure(open_prepared(ours), open_rival(theirs, arguments.cuda_graph))
     arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results))
     return 0

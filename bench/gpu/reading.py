@@ -25,11 +25,9 @@ from av.video.frame import VideoFrame
 from ...runtime.media import VideoDecoder
 from ...runtime.options import MediaOptions
 from ...runtime.session import Model
-from .__main__ import open_skeleton
 from .measure import OPTIONS, QUESTION, STEPS
+from .random_bundle import open_prepared, prepare
 from .report import environment
-from .skeleton import write_skeleton
-from .weights import fill
 
 SIZE, RATE, SECONDS = (1920, 1080), 30, 256
 """Pixels, frames a second, and what the published evaluation looks at in full: two frames a second, 512 in all."""
@@ -44,25 +42,21 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--source", type=Path, required=True, help="a film whose frames fill the long one")
     parser.add_argument("--runs", type=int, default=3, help="of each kind, after a first (default: %(default)s)")
-    parser.add_argument("--precision", default="bf16", help="of the skeleton (default: %(default)s)")
+    parser.add_argument("--precision", default="bf16", help="of the bundle (default: %(default)s)")
     arguments = parser.parse_args()
-    folder, film = arguments.work / arguments.precision, arguments.work / "film.mp4"
-    if not folder.exists():
-        write_skeleton(folder, arguments.precision)
-    if not (folder / "decoder.onnx.data").exists():
-        fill(folder)
+    film = arguments.work / "film.mp4"
     if not film.exists():
         write_film(arguments.source, film)
-    results = {"environment": environment(), "film": [*SIZE, RATE, SECONDS]} | measure(
-        open_skeleton(folder), film, arguments.runs
-    )
+    model = open_prepared(prepare(arguments.work, arguments.precision))
+    facts = {"environment": environment(), "film": [*SIZE, RATE, SECONDS], "runs": arguments.runs}
+    results = facts | measure(model, film, arguments.runs)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results))
     return 0
 
 
 def write_film(source: Path, film: Path) -> None:
-    """The source's frames over and over, in H.264 at its encoder's usual settings but for speed."""
+    """The source's frames over and over, in H.264, at its encoder's settings for speed and few bits."""
     with av.open(str(source)) as container:
         frames = [frame.reformat(*SIZE, format="yuv420p") for frame in container.decode(video=0)]
     with av.open(str(film), "w") as container:
