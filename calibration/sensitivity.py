@@ -7,7 +7,7 @@ the answer, against the float model over the very same inputs.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -36,13 +36,19 @@ Progress = Callable[[int, int], None]
 
 
 def measure(float_bundle: Path, samples: Sequence[Sample], recipe: Recipe, progress: Progress) -> dict[str, float]:
-    """The damage of every Linear that the recipe quantizes, by its weight's name."""
+    """The damage of every Linear that the recipe quantizes to less than sparing gives, by its weight's name."""
     bundle = open_bundle(float_bundle)
     recordings = record(bundle, samples[:SAMPLES], **SMALL)
     graphs = {name: _open(bundle.file(entry.file), name) for name, entry in bundle.manifest.graphs.items()}
     replay = Replay(bundle, graphs)
     wanted = [_log_shares(replay.logits(recording, {})) for recording in recordings]
-    trials = [(g, w) for g, part in recipe.graphs.items() if g != contract.EMBED for w in part.linears]
+    wide = spared_form(recipe)
+    trials = [
+        (graph, weight)
+        for graph, part in recipe.graphs.items()
+        for weight, linear in part.linears.items()
+        if graph != contract.EMBED and linear != wide
+    ]
     found = {}
     for number, (graph, weight) in enumerate(trials, 1):
         changed = {graph: _trial(bundle, graph, weight, recipe)}
@@ -63,23 +69,22 @@ def propose(checkpoint: Checkpoint, damage: Mapping[str, float], budget: float) 
     return chosen
 
 
-def spare(recipe: Recipe, damage: Mapping[str, float], spared: Sequence[str]) -> Recipe:
-    """The recipe with these layers in 8 bits of weight and float activations, with every layer's damage written down.
+def spared_form(recipe: Recipe) -> LinearRecipe | None:
+    """What a spared layer becomes: 8 bits of weight and float activations, or, from those, what the checkpoint has."""
+    return None if recipe.precision == "int8-weights" else EIGHT_BITS
 
-    A layer that has no less already stays as it is in the checkpoint.
-    """
+
+def spare(recipe: Recipe, damage: Mapping[str, float], spared: Sequence[str]) -> Recipe:
+    """The recipe with these layers in their spared form, with every layer's damage written down."""
     if recipe.origin is None:
         raise ValueError("only a calibrated recipe has an origin to write to")
-    graphs = {name: GraphRecipe(dict(_spared(graph.linears, spared))) for name, graph in recipe.graphs.items()}
+    wide = spared_form(recipe)
+    graphs = {}
+    for name, graph in recipe.graphs.items():
+        rest = {weight: linear for weight, linear in graph.linears.items() if weight not in spared}
+        widened = {weight: wide for weight in graph.linears if wide and weight in spared}
+        graphs[name] = GraphRecipe(rest | widened)
     return replace(recipe, graphs=graphs, origin=replace(recipe.origin, damage=dict(damage), spared=tuple(spared)))
-
-
-def _spared(linears: Mapping[str, LinearRecipe], spared: Sequence[str]) -> Iterator[tuple[str, LinearRecipe]]:
-    for weight, linear in linears.items():
-        if weight not in spared:
-            yield weight, linear
-        elif linear != EIGHT_BITS:
-            yield weight, EIGHT_BITS
 
 
 def _trial(bundle: Bundle, graph: str, weight: str, recipe: Recipe) -> OrtGraph:

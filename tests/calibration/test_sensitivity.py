@@ -71,5 +71,15 @@ def test_a_spared_layer_keeps_eight_bits_of_weight(recipe: Recipe) -> None:
     assert spared.graph("decoder").linears == recipe.graph("decoder").linears | {UP: EIGHT_BITS}
     assert spared.origin is not None
     assert (spared.origin.damage, spared.origin.spared) == ({UP: 0.5}, (UP,))
-    again = spare(spared, {UP: 0.5}, [UP])
-    assert set(again.graph("decoder").linears) == {GATE}  # nothing quantized is wider
+
+
+def test_a_spared_layer_of_8_bit_weights_stays_as_it_is(recipe: Recipe) -> None:
+    weights = {"decoder": GraphRecipe({UP: EIGHT_BITS, GATE: EIGHT_BITS})}
+    spared = spare(replace(recipe, precision="int8-weights", graphs=weights), {UP: 0.5}, [UP])
+    assert spared.graph("decoder").linears == {GATE: EIGHT_BITS}
+
+
+def test_what_sparing_would_not_widen_is_not_measured(exports: Exports, samples: list[Sample], recipe: Recipe) -> None:
+    decoder = GraphRecipe(recipe.graph("decoder").linears | {GATE: EIGHT_BITS})
+    mixed = replace(recipe, graphs={**recipe.graphs, "decoder": decoder})
+    assert set(measure(exports.bundle(), samples, mixed, lambda *_: None)) == {UP, PATCH}
