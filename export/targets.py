@@ -51,7 +51,7 @@ TARGETS = {
     # 1.31 is what it was measured with; older ones lack operators.
     "cuda": Target(
         cuda.lower,
-        {"fp16": torch.float16} | dict.fromkeys(("bf16", "int8-weights", "int4"), torch.bfloat16),
+        {"fp16": torch.float16} | dict.fromkeys(("bf16", "int8-weights", "fp8", "int4"), torch.bfloat16),
         {"onnxruntime": "1.31"},
         caches={"int8": "int8", "fp8": "float8e4m3fn"},
     ),

@@ -29,7 +29,7 @@ from .rival import Rival
 from .shape import TEXT_7B, VISION_7B
 from .weights import draw, places, transformers_tensors
 
-FLOATS, QUANTIZED = ("bf16", "fp16"), ("int8-weights", "int4")
+FLOATS, QUANTIZED = ("bf16", "fp16"), ("int8-weights", "fp8", "int4")
 """Precisions; transformers runs beside the first ones only, over the same weights."""
 
 

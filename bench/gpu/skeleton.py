@@ -27,8 +27,8 @@ from ...export.inputs import GraphConfig
 from ...export.prompt import prompt_tokens
 from ...export.quantize.apply import quantize
 from ...export.quantize.kv_cache import CACHE_TYPES
-from ...export.quantize.plain import default_recipe
-from ...export.recipe import KVCacheRecipe, Recipe
+from ...export.quantize.plain import default_recipe, table_recipe
+from ...export.recipe import GraphRecipe, KVCacheRecipe, LinearRecipe, Recipe
 from ...export.targets import TARGETS
 from ...export.tensors import TensorRef, expected_shapes
 from ...export.trace import trace
@@ -43,6 +43,7 @@ from .shape import MAX_CONTEXT, TEXT_7B, VISION_7B
 
 WEIGHTS_FREE = "0" * 64
 """In place of a hash: the files that it would name are drawn later."""
+QUANTIZED = (contract.DECODER, contract.HEAD)
 HIGHEST = 5.0
 """Largest key or value that a quantized cache holds, in deviations."""
 
@@ -64,7 +65,8 @@ def write_skeleton(
     with tempfile.TemporaryDirectory() as small:
         checkpoint = _shaped(Checkpoint.open(make_checkpoint(Path(small) / "checkpoint")), text, vision)
         (folder / TOKENIZER).write_bytes((checkpoint.path / TOKENIZER).read_bytes())
-        recipe = _recipe(default_recipe(checkpoint, precision), kv_cache, text)
+        plain = _fp8_recipe(checkpoint) if precision == "fp8" else default_recipe(checkpoint, precision)
+        recipe = _recipe(plain, kv_cache, text)
         facts = _model_facts(checkpoint, MAX_CONTEXT, target.cache_dtype(recipe))
         traced = contract.signatures(_model_facts(checkpoint, MAX_CONTEXT).sizes())
         sizes: dict[str, int] = {}
@@ -87,6 +89,16 @@ def _recipe(recipe: Recipe | None, kv_cache: Literal["int8", "fp8"] | None, text
         return None
     graphs = {name: graph for name, graph in recipe.graphs.items() if name != contract.VISION}
     return replace(recipe, graphs=graphs, kv_cache=_cache(kv_cache, text) if kv_cache else None)
+
+
+def _fp8_recipe(checkpoint: Checkpoint) -> Recipe:
+    """fp8 for decoder and head; the range of the activations, which the CUDA target leaves whole, does not matter."""
+    weights = default_recipe(checkpoint, "int8-weights")
+    if weights is None:
+        raise ValueError("int8-weights has no recipe")
+    fp8 = LinearRecipe("fp8", input_scale=1.0)
+    graphs = {name: GraphRecipe(dict.fromkeys(weights.graph(name).linears, fp8)) for name in QUANTIZED}
+    return replace(weights, precision="fp8", graphs={**graphs, contract.EMBED: table_recipe("fp8")})
 
 
 def _cache(kind: Literal["int8", "fp8"], text: TextFacts) -> KVCacheRecipe:

@@ -21,6 +21,8 @@ from ...export.lower.cuda_bias import COLUMNS
 from .shape import VISION_7B
 
 WRITERS = 4
+FP8 = 0
+"""In place of bits: numbers of a floating type."""
 PACKED = "q_proj+k_proj+v_proj"
 KV_SHARE = (28, 4, 4)
 """Heads of queries, keys and values in the 7B shape."""
@@ -28,15 +30,15 @@ INNER_AXIS = {"gate_proj": -1, "up_proj": -1, "down_proj": 0}
 """Which axis of an MLP's matrices, stored [in, out], is the inner width, which the lowering pads."""
 AFFINE = ".affine"
 """Matrices with their bias as a row behind the last, and COLUMNS - 1 rows behind that, which nothing reads."""
-BLOCK_OPERATORS = {"MatMulNBits": 2, "GatherBlockQuantized": 2}
+BLOCK_OPERATORS = {"MatMulNBits": 2, "GatherBlockQuantized": 2, "MatMulBlockQuantizedFp8Weight": 2}
 """Operators over quantized matrices, and which input their scales [out, in / block] are."""
-SPREAD = {8: 73.9, 4: 4.6}
-"""Standard deviation of uniform signed numbers of so many bits."""
+SPREAD = {8: 73.9, 4: 4.6, FP8: 1.0}
+"""Standard deviation of uniform signed numbers of so many bits; of fp8 numbers, which are drawn normal."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Bits of a quantized matrix' numbers, and how many of a row share a scale."""
+    """Bits of a quantized matrix' numbers (or FP8), and how many of a row share a scale."""
 
     bits: int
     size: int
@@ -61,6 +63,7 @@ def places(folder: Path) -> Iterator[Place]:
         onnx.TensorProto.BFLOAT16: torch.bfloat16,
         onnx.TensorProto.FLOAT16: torch.float16,
         onnx.TensorProto.UINT8: torch.uint8,
+        onnx.TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
     }
     for file in sorted(folder.glob("*.onnx")):
         graph = onnx.load(file, load_external_data=False).graph
@@ -78,7 +81,7 @@ def _blocks(graph: onnx.GraphProto) -> Iterator[tuple[str, Blocks]]:
     for node in graph.node:
         if node.op_type in BLOCK_OPERATORS:
             numbers = {attribute.name: attribute.i for attribute in node.attribute}
-            yield node.input[BLOCK_OPERATORS[node.op_type]], Blocks(numbers["bits"], numbers["block_size"])
+            yield node.input[BLOCK_OPERATORS[node.op_type]], Blocks(numbers.get("bits", FP8), numbers["block_size"])
 
 
 def draw(place: Place, device: str = "cuda") -> Tensor:
@@ -87,6 +90,8 @@ def draw(place: Place, device: str = "cuda") -> Tensor:
     if place.dtype == torch.uint8:
         return torch.randint(0, 256, place.shape, generator=generator, device=device, dtype=torch.uint8)
     values = torch.randn(place.shape, generator=generator, device=device)
+    if place.dtype == torch.float8_e4m3fn:
+        return values.to(place.dtype)
     if place.blocks is not None:
         values = _steps(place, place.blocks, values)
     elif len(place.shape) == 1:

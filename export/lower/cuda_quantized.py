@@ -1,12 +1,14 @@
 """Quantized weights for ONNX Runtime's CUDA provider.
 
     8- and 4-bit weights of the decoder and the head  ->  MatMulNBits
+    their fp8 weights                                 ->  MatMulBlockQuantizedFp8Weight
     the token table                                   ->  GatherBlockQuantized
     the vision encoder's                              ->  rounded, then dequantized while the bundle is written: of
                                                           16,000 rows a product reads its weights once either way
 
 Rounded activations have no place here: MatMulInteger reaches 129 of an H100's 1,979 TOP/s, QOrderedMatMul does not
-initialise, and GemmFloat8 waits for the device in every call and is slow with one row (`docs/cuda.md`).
+initialise, and an activation of fp8 costs passes that its product does not win back (`docs/cuda.md`). So integer
+activations are refused, and those of an fp8 recipe stay in bfloat16, which is nearer to the float model.
 """
 
 from __future__ import annotations
@@ -17,18 +19,24 @@ from onnx_ir.passes import common as passes
 
 from ..quantize.lazy import Array, add_initializer, data
 from .block_weights import MICROSOFT, block_look_up, block_product, take_over
-from .quantized_linears import find_quantized_linears, find_quantized_tables
+from .quantized_linears import QuantizedLinear, find_quantized_linears, find_quantized_tables
 
 CHANNEL_BLOCK = 128
 """Inputs of a block where a whole channel shares its scale, which the kernel cannot say: it is then repeated."""
+LONGEST_FP8_BLOCK = 4096
+"""fp8 channels up to so long have one scale: 3,584 inputs take 31 us a row, and 34 with a scale for CHANNEL_BLOCK;
+18,944 take 57 and 39 (H100, matrices of the 7B shape's MLP)."""
 
 
 def lower_quantized(model: ir.Model) -> None:
     """Rewrite the quantized Linears and tables of a portable decoder, head or embed graph in place."""
     for linear in list(find_quantized_linears(model)):
-        if linear.input_scale is not None:
-            raise ValueError(f"{linear.name} rounds its activations, which the CUDA target does not run")
-        node = block_product(model.graph, linear, linear.block or CHANNEL_BLOCK, bias=None)
+        if linear.dtype == ir.DataType.FLOAT8E4M3FN:
+            node = _fp8_product(model.graph, linear)
+        elif linear.input_scale is None:
+            node = block_product(model.graph, linear, linear.block or CHANNEL_BLOCK, bias=None)
+        else:
+            raise ValueError(f"{linear.name} rounds its activations to integers, which the CUDA target does not run")
         model.graph.insert_before(linear.node, node)
         take_over(linear.node.outputs[0], node.outputs[0])
     for table in list(find_quantized_tables(model)):
@@ -37,8 +45,28 @@ def lower_quantized(model: ir.Model) -> None:
     passes.RemoveUnusedNodesPass()(model)
 
 
+def _fp8_product(graph: ir.Graph, linear: QuantizedLinear) -> ir.Node:
+    """A product by an fp8 weight [out, in], with the float activation: one kernel for few rows and one for many."""
+    block = linear.inputs if linear.inputs <= LONGEST_FP8_BLOCK else CHANNEL_BLOCK
+    blocks = -(-linear.inputs // block)
+
+    def rows() -> Array:
+        numbers = data(linear.weight)
+        return numbers if linear.input_axis == 1 else np.ascontiguousarray(numbers.T)
+
+    def scales() -> Array:
+        return np.repeat(data(linear.scale).astype(np.float32)[:, None], blocks, axis=1)
+
+    weight = add_initializer(graph, f"{linear.weight.name}_rows", linear.dtype, (linear.outputs, linear.inputs), rows)
+    scale = add_initializer(graph, f"{linear.scale.name}_rows", ir.DataType.FLOAT, (linear.outputs, blocks), scales)
+    name = "MatMulBlockQuantizedFp8Weight"
+    return ir.node(
+        name, [linear.x, weight, scale], {"block_size": block}, domain=MICROSOFT, name=f"{linear.name}/{name}"
+    )
+
+
 def dequantize(model: ir.Model) -> None:
-    """Put dequantized weights, computed while they are written, in the place of quantized ones."""
+    """Put dequantized weights, computed while they are written, in the place of quantized ones; activations stay."""
     for linear in list(find_quantized_linears(model)):
         back = linear.node.inputs[1]
         if back is None or back.dtype is None:
@@ -58,5 +86,6 @@ def dequantize(model: ir.Model) -> None:
         name = str(weight.name).removesuffix("_quantized")
         shape = weight.shape.numpy() if weight.shape else ()
         plain = add_initializer(model.graph, name, back.dtype, shape, floats)
+        linear.node.replace_input_with(0, linear.x)
         linear.node.replace_input_with(1, plain)
     passes.RemoveUnusedNodesPass()(model)

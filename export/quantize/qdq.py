@@ -115,14 +115,14 @@ def _weight(graph: ir.Graph, linear: Linear, kind: NumberType) -> ir.Value:
     shape, dtype = weight.shape.numpy() if weight.shape else (), weight.dtype or ir.DataType.FLOAT
     channels = shape[1 - rows]
 
-    def scale() -> Array:
-        return kind.scale(data(weight), rows)
+    def scale(numbers: Array) -> Array:
+        return kind.scale(numbers, rows).astype(dtype.numpy())
 
-    def quantized() -> Array:
+    def quantized() -> Array:  # by the scale as it is stored: bfloat16 shortens it by up to 0.2 %
         numbers = data(weight)
-        return kind.quantize(numbers, np.expand_dims(kind.scale(numbers, rows), rows))
+        return kind.quantize(numbers, np.expand_dims(scale(numbers).astype(np.float32), rows))
 
-    steps = add_initializer(graph, f"{weight.name}_scale", dtype, (channels,), lambda: scale().astype(dtype.numpy()))
+    steps = add_initializer(graph, f"{weight.name}_scale", dtype, (channels,), lambda: scale(data(weight)))
     stored = add_initializer(graph, f"{weight.name}_quantized", kind.dtype, shape, quantized)
     node = ir.node("DequantizeLinear", [stored, steps], {"axis": 1 - rows}, name=f"{linear.name}/DequantizeLinear")
     node.outputs[0].name = f"{weight.name}_dequantized"

@@ -9,10 +9,10 @@ from reflectrt.bench.gpu import parity, reading, work
 from reflectrt.bench.gpu.rival import with_thirds
 from reflectrt.bench.gpu.shape import TEXT_7B, VISION_7B
 from reflectrt.bench.gpu.table import growth, precisions, table
-from reflectrt.bench.gpu.weights import Blocks, Place, draw, transformers_tensors
+from reflectrt.bench.gpu.weights import FP8, Blocks, Place, draw, transformers_tensors
 from reflectrt.export.lower.cuda_bias import COLUMNS
 
-PRECISIONS = ("bf16", "int8-weights", "int4", "int4-int8-cache", "int4-fp8-cache")
+PRECISIONS = ("bf16", "int8-weights", "fp8", "int4", "int4-int8-cache", "int4-fp8-cache")
 RESULTS = Path(__file__).parents[3] / "bench" / "results"
 
 
@@ -95,6 +95,13 @@ def test_random_numbers_and_scales_make_a_matrix_of_the_usual_deviation(bits: in
     scale = draw(scales, "cpu")
     weight = (numbers.float() - 2 ** (bits - 1)) * scale[..., None]
     assert float(weight.std()) == pytest.approx(inputs**-0.5, rel=0.1)
+
+
+def test_random_fp8_numbers_and_scales_make_one_too() -> None:
+    weight = draw(Place("a.weight_quantized_rows", (64, 256), torch.float8_e4m3fn, "decoder.onnx.data", 0), "cpu")
+    place = Place("a.weight_scale_rows", (64, 2), torch.float32, "decoder.onnx.data", 0, Blocks(FP8, 128))
+    values = weight.float().reshape(64, 2, 128) * draw(place, "cpu")[..., None]
+    assert float(values.std()) == pytest.approx(256**-0.5, rel=0.1)
 
 
 def test_packed_projections_come_apart_for_the_rival() -> None:

@@ -5,9 +5,10 @@ from typing import Literal
 
 import onnx
 import pytest
+import torch
 from exports import Exports
 from reflectrt.bench.gpu.skeleton import write_skeleton
-from reflectrt.bench.gpu.weights import places
+from reflectrt.bench.gpu.weights import FP8, Blocks, places
 from reflectrt.export.checkpoint import Checkpoint
 from reflectrt.runtime import manifest as manifests
 from reflectrt.runtime.contract import cache_names
@@ -31,6 +32,16 @@ def test_a_cache_in_8_bits_is_in_graph_and_manifest(
     assert {f"{name}_scale" for name in caches} <= inside  # the weights are drawn, a cache's scales are not
     drawn = {place.name for place in places(folder)}
     assert drawn and not drawn & inside
+
+
+def test_fp8_weights_have_their_places_and_scales(exports: Exports, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(exports.checkpoint())
+    folder = tmp_path / "skeleton"
+    write_skeleton(folder, "fp8", None, checkpoint.text, checkpoint.vision)
+    found = {place.name: place for place in places(folder)}
+    weight = found["lm_head.weight_quantized_rows"]
+    assert (weight.dtype, weight.shape) == (torch.float8_e4m3fn, (checkpoint.text.vocab, checkpoint.text.hidden))
+    assert found["lm_head.weight_scale_rows"].blocks == Blocks(FP8, checkpoint.text.hidden)
 
 
 def test_a_float_precision_has_no_small_cache(exports: Exports, tmp_path: Path) -> None:

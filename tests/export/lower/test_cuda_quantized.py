@@ -10,7 +10,8 @@ from onnx_ir import external_data
 from recipes import uniform
 from reflectrt.export.bundle import ExportPlan, export_bundle
 from reflectrt.export.checkpoint import Checkpoint
-from reflectrt.export.lower import cuda
+from reflectrt.export.lower import cuda, cuda_quantized
+from reflectrt.export.lower.quantized_linears import find_quantized_linears
 from reflectrt.export.quantize.apply import quantize
 from reflectrt.export.quantize.plain import default_recipe
 
@@ -92,11 +93,73 @@ def test_vision_weights_are_rounded_and_kept_as_floats(exports: Exports) -> None
     np.testing.assert_allclose(plain.numpy(), numbers.numpy() * scale.numpy(), rtol=1e-6)
 
 
-def test_rounded_activations_are_refused(exports: Exports) -> None:
+def fp8(exports: Exports, graph: str) -> ir.Model:
+    model = external_data.load_to_model(ir.load(exports.portable(graph)))
+    quantize(model, uniform(Checkpoint.open(exports.checkpoint()), "fp8"), graph)
+    return model
+
+
+def numbers(value: ir.Value | None) -> np.ndarray:
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy().astype(np.float32)
+
+
+@pytest.mark.parametrize("graph", ["decoder", "head"])
+def test_fp8_weights_are_multiplied_as_they_are_and_activations_stay_whole(exports: Exports, graph: str) -> None:
+    model = fp8(exports, graph)
+    wanted = {}
+    for linear in find_quantized_linears(model):
+        weight = numbers(linear.weight) if linear.input_axis == 1 else numbers(linear.weight).T
+        wanted[linear.name] = weight * numbers(linear.scale)[:, None]
+    nodes = list(cuda.lower(model).graph)
+    counts = Counter(node.op_type for node in nodes)
+    assert counts["QuantizeLinear"] == counts["DequantizeLinear"] == counts["MatMul"] == counts["Gemm"] == 0
+    assert counts["MatMulBlockQuantizedFp8Weight"] == (5 * LAYERS if graph == "decoder" else 1)
+    whole = {name: weight for name, weight in wanted.items() if not name.endswith(("q_proj", "k_proj", "v_proj"))}
+    for node in nodes:
+        if node.op_type == "MatMulBlockQuantizedFp8Weight":
+            _, weight, scale = node.inputs
+            found = numbers(weight) * numbers(scale)
+            name = node.name.removesuffix("/MatMulBlockQuantizedFp8Weight") if node.name else ""
+            stem, dot, last = name.rpartition(".")
+            side_by_side = [wanted[f"{stem}{dot}{part}"] for part in last.split("+")]
+            np.testing.assert_array_equal(found, np.concatenate(side_by_side))
+            whole.pop(name, None)
+    assert not whole
+
+
+def test_long_fp8_channels_repeat_their_scale(exports: Exports, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel shares the sum of a channel among its warps by blocks."""
+    monkeypatch.setattr(cuda_quantized, "LONGEST_FP8_BLOCK", 16)
+    monkeypatch.setattr(cuda_quantized, "CHANNEL_BLOCK", 32)
+    (node,) = (n for n in cuda.lower(fp8(exports, "head")).graph if n.op_type == "MatMulBlockQuantizedFp8Weight")
+    assert node.attributes["block_size"].as_int() == 32
+    scales = numbers(node.inputs[2])
+    assert scales.shape[1] == 2  # 48 inputs
+    np.testing.assert_array_equal(scales[:, 0], scales[:, 1])
+
+
+def test_vision_of_an_fp8_recipe_rounds_no_activation(exports: Exports) -> None:
+    lowered = cuda.lower(fp8(exports, "vision"))
+    kinds = {node.op_type for node in lowered.graph}
+    assert not kinds & {"QuantizeLinear", "DequantizeLinear", "MatMulBlockQuantizedFp8Weight"}
+
+
+def test_integer_activations_are_refused(exports: Exports) -> None:
     model = external_data.load_to_model(ir.load(exports.portable("decoder")))
     quantize(model, uniform(Checkpoint.open(exports.checkpoint()), "int8"), "decoder")
-    with pytest.raises(ValueError, match="rounds its activations"):
+    with pytest.raises(ValueError, match="rounds its activations to integers"):
         cuda.lower(model)
+
+
+def test_an_fp8_bundle_for_cuda_is_half_a_bfloat16_one(exports: Exports, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(exports.checkpoint())
+    plan = ExportPlan("cuda", "fp8", recipe=uniform(checkpoint, "fp8"))
+    manifest = export_bundle(checkpoint, tmp_path / "fp8", plan, Silence())
+    whole = export_bundle(checkpoint, tmp_path / "bf16", ExportPlan("cuda", "bf16"), Silence())
+    assert manifest.activation == "bfloat16"
+    sizes = [entries["head.onnx.data"].size for entries in (manifest.files, whole.files)]
+    assert sizes[0] == pytest.approx(sizes[1] / 2, rel=0.1)  # scales of 4 bytes for 48 numbers
 
 
 @pytest.mark.parametrize("precision", ["int8-weights", "int4"])

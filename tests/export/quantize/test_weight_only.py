@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -9,6 +10,7 @@ from reflectrt.export.bundle import ExportPlan, export_bundle
 from reflectrt.export.checkpoint import Checkpoint
 from reflectrt.export.quantize.apply import quantize
 from reflectrt.export.quantize.plain import default_recipe
+from reflectrt.export.quantize.weight_only import RoundedWeight
 from reflectrt.export.recipe import Recipe
 from reflectrt.runtime.errors import NumericError
 
@@ -100,3 +102,14 @@ def test_weights_alone_in_8_bits_use_the_whole_range(exports: Exports, decoder: 
     quantize(decoder, recipe(exports, "int8-weights"), "decoder")
     scale = decoder.graph.initializers[f"{UP}_scale"].const_value.numpy()  # type: ignore[union-attr]
     np.testing.assert_allclose(scale, np.abs(weight).max(axis=0) / 127, rtol=1e-6)
+
+
+def test_numbers_are_multiples_of_the_scale_that_is_stored() -> None:
+    """bfloat16 shortens a scale by up to 0.2 %: 127 steps of it would be a quarter of a step off."""
+    weight = np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32)
+    value = ir.Value(name="a.weight", shape=ir.Shape(weight.shape), const_value=ir.tensor(weight, name="a.weight"))
+    rounded = RoundedWeight(value, 0, 8, 0, np.dtype(ml_dtypes.bfloat16))
+    steps = rounded.stored_scales().astype(np.float32)
+    inside = np.abs(weight) < 127 * steps
+    assert inside.mean() > 0.9
+    assert (np.abs(rounded.numbers() * steps - weight) <= 0.5001 * steps)[inside].all()
