@@ -20,7 +20,7 @@ from .work import Work
 
 WEIGHT_BYTES = {"bf16": 2.0, "fp16": 2.0, "int8-weights": 1 + 2 / 128, "fp8": 1 + 4 / 384, "int4": 0.5 + 2 / 32}
 """Bytes of a weight with its share of the scales: 16 bits for 128 (a whole channel's, repeated) or 32 weights; of fp8
-32 bits for 128 in `down_proj`, which is a third of the weights, and for a channel elsewhere."""
+32 bits for 128 in `down_proj`, which is nearly a third of the weights, and for a channel elsewhere."""
 TOKENS = GRID[0] * GRID[1] * GRID[2] // VISION_7B.merge**2
 
 

@@ -27,8 +27,8 @@ from ...export.inputs import GraphConfig
 from ...export.prompt import prompt_tokens
 from ...export.quantize.apply import quantize
 from ...export.quantize.kv_cache import CACHE_TYPES
-from ...export.quantize.plain import default_recipe, table_recipe
-from ...export.recipe import GraphRecipe, KVCacheRecipe, LinearRecipe, Recipe
+from ...export.quantize.plain import default_recipe, linear_weights, table_recipe
+from ...export.recipe import FORMAT, FORMAT_MAJOR, FORMAT_MINOR, GraphRecipe, KVCacheRecipe, LinearRecipe, Recipe
 from ...export.targets import TARGETS
 from ...export.tensors import TensorRef, expected_shapes
 from ...export.trace import trace
@@ -43,7 +43,6 @@ from .shape import MAX_CONTEXT, TEXT_7B, VISION_7B
 
 WEIGHTS_FREE = "0" * 64
 """In place of a hash: the files that it would name are drawn later."""
-QUANTIZED = (contract.DECODER, contract.HEAD)
 HIGHEST = 5.0
 """Largest key or value that a quantized cache holds, in deviations."""
 
@@ -92,13 +91,11 @@ def _recipe(recipe: Recipe | None, kv_cache: Literal["int8", "fp8"] | None, text
 
 
 def _fp8_recipe(checkpoint: Checkpoint) -> Recipe:
-    """fp8 for decoder and head; the range of the activations, which the CUDA target leaves whole, does not matter."""
-    weights = default_recipe(checkpoint, "int8-weights")
-    if weights is None:
-        raise ValueError("int8-weights has no recipe")
+    """fp8 everywhere; the range of the activations, which the CUDA target leaves whole, does not matter."""
     fp8 = LinearRecipe("fp8", input_scale=1.0)
-    graphs = {name: GraphRecipe(dict.fromkeys(weights.graph(name).linears, fp8)) for name in QUANTIZED}
-    return replace(weights, precision="fp8", graphs={**graphs, contract.EMBED: table_recipe("fp8")})
+    graphs = {name: GraphRecipe(dict.fromkeys(weights, fp8)) for name, weights in linear_weights(checkpoint).items()}
+    graphs[contract.EMBED] = table_recipe("fp8")
+    return Recipe(FORMAT, (FORMAT_MAJOR, FORMAT_MINOR), "", "fp8", graphs, (), None, None)
 
 
 def _cache(kind: Literal["int8", "fp8"], text: TextFacts) -> KVCacheRecipe:

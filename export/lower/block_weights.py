@@ -28,6 +28,14 @@ def block_product(
     )
 
 
+def fp8_product(graph: ir.Graph, linear: QuantizedLinear, block: int) -> ir.Node:
+    """MatMulBlockQuantizedFp8Weight in place of a Linear's product; the activation is not rounded. CUDA only."""
+    packed = PackedWeight(linear.weight, linear.scale, linear.input_axis, linear.block, block)
+    inputs = [linear.x, packed.row_initializer(graph), packed.scale_initializer(graph, ir.DataType.FLOAT)]
+    name = "MatMulBlockQuantizedFp8Weight"
+    return ir.node(name, inputs, {"block_size": block}, domain=MICROSOFT, name=f"{linear.name}/{name}")
+
+
 def block_look_up(graph: ir.Graph, table: QuantizedTable, block: int) -> ir.Value:
     """Rows of a table; the columns that fill up its last block are cut off."""
     packed = PackedWeight(table.weight, table.scale, 1, table.block, block)
@@ -65,9 +73,9 @@ class PackedWeight:
     def __init__(self, weight: ir.Value, scale: ir.Value, input_axis: int, stored: int, block: int) -> None:
         shape = weight.shape.numpy() if weight.shape else ()
         self.weight, self.scale, self.input_axis, self.stored = weight, scale, input_axis, stored
-        self.rows, inputs = shape[1 - input_axis], shape[input_axis]
+        self.rows, self.inputs = shape[1 - input_axis], shape[input_axis]
         self.bits, self.block = BITS[weight.dtype or ir.DataType.UNDEFINED], block
-        self.blocks, self.bytes = -(-inputs // self.block), self.block * self.bits // 8
+        self.blocks, self.bytes = -(-self.inputs // self.block), self.block * self.bits // 8
 
     def weight_initializer(self, graph: ir.Graph, shape: tuple[int, ...]) -> ir.Value:
         """uint8, the bytes of [rows, blocks, bytes] in another shape."""
@@ -78,17 +86,26 @@ class PackedWeight:
 
         return add_initializer(graph, f"{self.weight.name}_packed", ir.DataType.UINT8, shape, packed)
 
-    def scale_initializer(self, graph: ir.Graph) -> ir.Value:
-        """[rows, blocks]."""
+    def row_initializer(self, graph: ir.Graph) -> ir.Value:
+        """The numbers as they are, [rows, inputs]."""
+
+        def rows() -> Array:
+            return np.ascontiguousarray(self._by_row(data(self.weight)))
+
+        dtype = self.weight.dtype or ir.DataType.UNDEFINED
+        return add_initializer(graph, f"{self.weight.name}_packed", dtype, (self.rows, self.inputs), rows)
+
+    def scale_initializer(self, graph: ir.Graph, dtype: ir.DataType | None = None) -> ir.Value:
+        """[rows, blocks], in the type that they are stored in or another one."""
+        dtype = dtype or self.scale.dtype or ir.DataType.FLOAT
 
         def repeated() -> Array:
-            scales = data(self.scale)
+            scales = data(self.scale).astype(dtype.numpy())
             if scales.ndim == 1:
                 return np.repeat(scales[:, None], self.blocks, axis=1)
             return np.repeat(self._by_row(scales), self.stored // self.block, axis=1)[:, : self.blocks]
 
-        dtype, shape = self.scale.dtype or ir.DataType.FLOAT, (self.rows, self.blocks)
-        return add_initializer(graph, f"{self.scale.name}_packed", dtype, shape, repeated)
+        return add_initializer(graph, f"{self.scale.name}_packed", dtype, (self.rows, self.blocks), repeated)
 
     def _by_row(self, numbers: Array) -> Array:
         return numbers if self.input_axis == 1 else numbers.T

@@ -18,8 +18,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from ..quantize.lazy import Array, add_initializer, data
-from .block_weights import MICROSOFT, block_look_up, block_product, take_over
-from .quantized_linears import QuantizedLinear, find_quantized_linears, find_quantized_tables
+from .block_weights import MICROSOFT, block_look_up, block_product, fp8_product, take_over
+from .quantized_linears import find_quantized_linears, find_quantized_tables
 
 CHANNEL_BLOCK = 128
 """Inputs of a block where a whole channel shares its scale, which the kernel cannot say: it is then repeated."""
@@ -32,7 +32,8 @@ def lower_quantized(model: ir.Model) -> None:
     """Rewrite the quantized Linears and tables of a portable decoder, head or embed graph in place."""
     for linear in list(find_quantized_linears(model)):
         if linear.dtype == ir.DataType.FLOAT8E4M3FN:
-            node = _fp8_product(model.graph, linear)
+            short = linear.inputs <= LONGEST_FP8_BLOCK
+            node = fp8_product(model.graph, linear, linear.inputs if short else CHANNEL_BLOCK)
         elif linear.input_scale is None:
             node = block_product(model.graph, linear, linear.block or CHANNEL_BLOCK, bias=None)
         else:
@@ -43,26 +44,6 @@ def lower_quantized(model: ir.Model) -> None:
         take_over(table.node.outputs[0], block_look_up(model.graph, table, table.block or CHANNEL_BLOCK))
     model.opset_imports[MICROSOFT] = 1
     passes.RemoveUnusedNodesPass()(model)
-
-
-def _fp8_product(graph: ir.Graph, linear: QuantizedLinear) -> ir.Node:
-    """A product by an fp8 weight [out, in], with the float activation: one kernel for few rows and one for many."""
-    block = linear.inputs if linear.inputs <= LONGEST_FP8_BLOCK else CHANNEL_BLOCK
-    blocks = -(-linear.inputs // block)
-
-    def rows() -> Array:
-        numbers = data(linear.weight)
-        return numbers if linear.input_axis == 1 else np.ascontiguousarray(numbers.T)
-
-    def scales() -> Array:
-        return np.repeat(data(linear.scale).astype(np.float32)[:, None], blocks, axis=1)
-
-    weight = add_initializer(graph, f"{linear.weight.name}_rows", linear.dtype, (linear.outputs, linear.inputs), rows)
-    scale = add_initializer(graph, f"{linear.scale.name}_rows", ir.DataType.FLOAT, (linear.outputs, blocks), scales)
-    name = "MatMulBlockQuantizedFp8Weight"
-    return ir.node(
-        name, [linear.x, weight, scale], {"block_size": block}, domain=MICROSOFT, name=f"{linear.name}/{name}"
-    )
 
 
 def dequantize(model: ir.Model) -> None:

@@ -98,8 +98,8 @@ def test_random_numbers_and_scales_make_a_matrix_of_the_usual_deviation(bits: in
 
 
 def test_random_fp8_numbers_and_scales_make_one_too() -> None:
-    weight = draw(Place("a.weight_quantized_rows", (64, 256), torch.float8_e4m3fn, "decoder.onnx.data", 0), "cpu")
-    place = Place("a.weight_scale_rows", (64, 2), torch.float32, "decoder.onnx.data", 0, Blocks(FP8, 128))
+    weight = draw(Place("a.weight_quantized_packed", (64, 256), torch.float8_e4m3fn, "decoder.onnx.data", 0), "cpu")
+    place = Place("a.weight_scale_packed", (64, 2), torch.float32, "decoder.onnx.data", 0, Blocks(FP8, 128))
     values = weight.float().reshape(64, 2, 128) * draw(place, "cpu")[..., None]
     assert float(values.std()) == pytest.approx(256**-0.5, rel=0.1)
 

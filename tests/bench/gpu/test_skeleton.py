@@ -39,9 +39,9 @@ def test_fp8_weights_have_their_places_and_scales(exports: Exports, tmp_path: Pa
     folder = tmp_path / "skeleton"
     write_skeleton(folder, "fp8", None, checkpoint.text, checkpoint.vision)
     found = {place.name: place for place in places(folder)}
-    weight = found["lm_head.weight_quantized_rows"]
+    weight = found["lm_head.weight_quantized_packed"]
     assert (weight.dtype, weight.shape) == (torch.float8_e4m3fn, (checkpoint.text.vocab, checkpoint.text.hidden))
-    assert found["lm_head.weight_scale_rows"].blocks == Blocks(FP8, checkpoint.text.hidden)
+    assert found["lm_head.weight_scale_packed"].blocks == Blocks(FP8, checkpoint.text.hidden)
 
 
 def test_a_float_precision_has_no_small_cache(exports: Exports, tmp_path: Path) -> None:
