@@ -20,20 +20,24 @@ from ..runtime.errors import ExportError
 from ..runtime.manifest import (
     GraphEntry,
     ImagePixels,
+    LongForm,
     Manifest,
     ModelFacts,
     Reflection,
     Source,
+    StoredWeight,
     Verification,
     VideoPixels,
 )
 from .checkpoint import Checkpoint
+from .forms import Forms, lower_forms, shared_weights
 from .graphs.decoder import Decoder
 from .graphs.embed import Embed
 from .graphs.head import Head
 from .graphs.reflect import Reflect
 from .graphs.vision import Vision
 from .inputs import GraphConfig
+from .lower.cuda_fp8 import LONG_RUN
 from .prompt import prompt_tokens
 from .quantize.apply import quantize
 from .quantize.plain import default_recipe, stored_bytes, without_eight_bit_layers
@@ -41,7 +45,7 @@ from .recipe import Recipe
 from .staging import file_entry, staged
 from .targets import ACTIVATIONS, TARGETS, Target
 from .trace import trace
-from .weights import StoredTensor, bind_weights, share_tied_head, write_weights
+from .weights import StoredTensor, bind_weights, share_tied_head, write_tensors, write_weights
 
 Check = Callable[[Path], Verification]
 """Holds a finished bundle folder against its checkpoint; run before the bundle is published."""
@@ -209,15 +213,25 @@ class _GraphWriter:
         model = trace(make, GraphConfig(signature, self.dtype), name)
         self.used |= bind_weights(model, self.checkpoint, self.dtype)
         if self.recipe:
-            quantize(model, self.recipe, name)
-        model = self.target.lower(model)
+            quantize(model, self.recipe, name, self.target.numbers)
+        forms = lower_forms(model, name, self.target, self.recipe)
+        model = forms.short
         tied = name == contract.HEAD and self.checkpoint.text.tied
         if not (tied and share_tied_head(model, self.stored, self.folder)):
             self.stored |= write_weights(model, self.folder, f"{name}.onnx.data", self._wrote)
         ir.save(model, self.folder / f"{name}.onnx")
         sizes = _model_facts(self.checkpoint, 1, self.target.cache_dtype(self.recipe)).sizes()
         final = contract.signatures(sizes)[name]
-        return GraphEntry(f"{name}.onnx", final.inputs, final.outputs)
+        return GraphEntry(f"{name}.onnx", final.inputs, final.outputs, *self._write_long(name, forms))
+
+    def _write_long(self, name: str, forms: Forms) -> tuple[LongForm | None, tuple[StoredWeight, ...]]:
+        """Save the form for long runs, if there is one, and the weights that both forms read."""
+        if forms.long is None:
+            return None, ()
+        stored = write_tensors(forms.shared, self.folder, f"{name}_shared.data", self._wrote)
+        write_weights(forms.long, self.folder, f"{name}_long.onnx.data", self._wrote)
+        ir.save(forms.long, self.folder / f"{name}_long.onnx")
+        return LongForm(f"{name}_long.onnx", LONG_RUN), shared_weights(forms.shared, stored)
 
     def _wrote(self, count: int) -> None:
         self.done += count

@@ -11,6 +11,7 @@ import torch
 from ..runtime.contract import FLOAT, CacheDtype
 from ..runtime.engines.tensorrt_library import OLDEST
 from .lower import cpu, cuda, tensorrt
+from .quantize.qdq import FP8_BY_TENSOR, TYPES, NumberType
 from .recipe import Recipe
 
 
@@ -19,12 +20,17 @@ class Target:
     """What a target offers: its lowering, the precisions it runs, the library it needs."""
 
     lower: Callable[[ir.Model], ir.Model]
+    """Rewrites a portable graph in place."""
     precisions: dict[str, torch.dtype]
     engine: dict[str, str]
     caches: Mapping[str, CacheDtype] = field(default_factory=dict)
     """Element type in which each type of a recipe's KV cache is stored; those that are missing are refused."""
     cache_engine: dict[str, str] = field(default_factory=dict)
     """What a bundle with an 8-bit cache needs instead of `engine`, where it needs more."""
+    numbers: Mapping[str, NumberType] = field(default_factory=lambda: TYPES)
+    """Number types of the static schemes."""
+    lower_long: Callable[[ir.Model], ir.Model | None] | None = None
+    """Rewrites a quantized decoder for long runs alone, over the weights of `lower`'s form; None where that is best."""
 
     def cache_dtype(self, recipe: Recipe | None) -> CacheDtype:
         """Element type of a bundle's KV cache, one of the contract's."""
@@ -54,6 +60,8 @@ TARGETS = {
         {"fp16": torch.float16} | dict.fromkeys(("bf16", "int8-weights", "fp8", "int4"), torch.bfloat16),
         {"onnxruntime": "1.31"},
         caches={"int8": "int8", "fp8": "float8e4m3fn"},
+        numbers=FP8_BY_TENSOR,
+        lower_long=cuda.lower_long,
     ),
     "tensorrt": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt": OLDEST["tensorrt"]}),
     "tensorrt-rtx": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt-rtx": OLDEST["tensorrt-rtx"]}),

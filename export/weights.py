@@ -75,6 +75,34 @@ def write_weights(model: ir.Model, folder: Path, file: str, progress: Progress) 
     }
 
 
+def lift_weights(model: ir.Model, dtype: ir.DataType) -> dict[str, ir.TensorProtocol]:
+    """Make every initializer of a type an input of the graph, for the engine to bind; returns them by name."""
+    lifted = {}
+    for value in list(model.graph.initializers.values()):
+        if value.dtype == dtype and value.const_value is not None:
+            lifted[str(value.name)] = value.const_value
+            del model.graph.initializers[str(value.name)]
+            value.const_value = None
+            model.graph.inputs.append(value)
+    return lifted
+
+
+def write_tensors(
+    tensors: Mapping[str, ir.TensorProtocol], folder: Path, file: str, progress: Progress
+) -> dict[str, StoredTensor]:  # fmt: skip
+    """Stream tensors into `folder/file`; says where each lies."""
+    written = external_data.convert_tensors_to_external(
+        list(tensors.values()),
+        folder,
+        file,
+        callback=lambda tensor, _: progress(tensor.nbytes),
+        alignment=ALIGNMENT,
+        align_threshold=INLINE_BYTES,
+    )
+    pairs = zip(tensors, written, strict=True)
+    return {name: StoredTensor(file, tensor.offset or 0, tensor.length or 0) for name, tensor in pairs}
+
+
 def share_tied_head(model: ir.Model, stored: Mapping[str, StoredTensor], folder: Path) -> bool:
     """Make the head refer to the token table's bytes, in whatever form both are; False where they are not the same."""
     head, table = TIED_HEAD

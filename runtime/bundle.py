@@ -19,6 +19,7 @@ from . import manifest as manifests
 from .errors import BundleError
 from .manifest import FileEntry, Manifest
 from .plans import check_plan
+from .strict import short
 
 Progress = Callable[[int, int], None]
 """Called with bytes hashed so far and bytes in all."""
@@ -73,7 +74,8 @@ def _read_manifest(folder: Path) -> str:
 
 def _check_names(manifest: Manifest) -> None:
     """No path leaves the folder, and every graph and the tokenizer are listed."""
-    named = [graph.file for graph in manifest.graphs.values()] + [plan.file for plan in manifest.plans]
+    named = [file for graph in manifest.graphs.values() for file in graph.files()]
+    named += [plan.file for plan in manifest.plans]
     for name in (*manifest.files, *named):
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or "\\" in name or not parts.parts or not name.isprintable():
@@ -131,8 +133,23 @@ def _check_graphs(manifest: Manifest) -> None:
     for name, signature in wanted.items():
         if manifest.graphs[name].signature() != signature:
             raise BundleError(f"graph {name} does not have the contract's inputs and outputs; export the bundle again")
+        _check_weights(name, manifest)
     for plan in manifest.plans:
         check_plan(plan, wanted.get(plan.graph))
+
+
+def _check_weights(name: str, manifest: Manifest) -> None:
+    """A graph's weights lie inside their files, under names of their own."""
+    entry = manifest.graphs[name]
+    ports = [port.name for port in entry.file_signature().inputs]
+    if len(set(ports)) < len(ports):
+        raise BundleError(f"graph {name} has two inputs of one name; export the bundle again")
+    for weight in entry.weights:
+        inside = 0 <= weight.offset <= manifest.files[weight.file].size - weight.nbytes
+        if not inside or min(weight.shape, default=0) < 1:
+            raise BundleError(f"weight {short(weight.name)} is not inside {weight.file}; export the bundle again")
+    if entry.long_form and entry.long_form.tokens < 1:
+        raise BundleError(f"graph {name} has a form for runs of {entry.long_form.tokens} tokens; export it again")
 
 
 def _sha256(file: Path) -> str:

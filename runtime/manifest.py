@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from math import prod
 from string import ascii_uppercase
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from .plans import EnginePlan
 from .strict import StrictError, short
 
 FORMAT = "reflectrt-bundle"
-FORMAT_MAJOR, FORMAT_MINOR = 1, 3
+FORMAT_MAJOR, FORMAT_MINOR = 1, 4
 FILE_NAME = "manifest.json"
 MAX_BYTES = 16 * 2**20
 MAX_SIZE, MAX_LAYERS = 2**31, 1000
@@ -113,16 +114,54 @@ class VideoPixels:
 
 
 @dataclass(frozen=True)
+class StoredWeight:
+    """A weight that is an input of a graph's files: where its bytes lie in the bundle."""
+
+    name: str
+    dtype: Literal["float8e4m3fn"]
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Its size; its type takes a byte a number."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class LongForm:
+    """Another file of a graph, of the same inputs and outputs, for runs of `tokens` or more."""
+
+    file: str
+    tokens: int
+
+
+@dataclass(frozen=True)
 class GraphEntry:
     """One graph: its file and the ports found in it."""
 
     file: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    long_form: LongForm | None = None
+    """Since format 1.4."""
+    weights: tuple[StoredWeight, ...] = ()
+    """Inputs behind the contract's, the same in both forms: an engine loads them once. Since format 1.4."""
 
     def signature(self) -> Signature:
-        """Inputs and outputs as a signature."""
+        """Inputs and outputs as the contract has them."""
         return Signature(self.inputs, self.outputs)
+
+    def file_signature(self) -> Signature:
+        """Inputs and outputs of its files, weights included."""
+        weights = tuple(Port(weight.name, weight.shape, weight.dtype) for weight in self.weights)
+        return Signature((*self.inputs, *weights), self.outputs)
+
+    def files(self) -> tuple[str, ...]:
+        """Every file that it names."""
+        long = (self.long_form.file,) if self.long_form else ()
+        return (self.file, *long, *dict.fromkeys(weight.file for weight in self.weights))
 
 
 @dataclass(frozen=True)
@@ -215,6 +254,11 @@ def parse(text: str) -> Manifest:
         for plan in plans:
             if isinstance(plan, dict):
                 plan.setdefault("weight_streaming", False)
+    if data["version"] < [1, 4] and isinstance(graphs := data.get("graphs"), dict):
+        for graph in graphs.values():
+            if isinstance(graph, dict):
+                graph.setdefault("long_form", None)
+                graph.setdefault("weights", [])
     try:
         manifest = strict.build(Manifest, data, "manifest")
     except StrictError as error:

@@ -7,7 +7,7 @@ weights are drawn where they are measured (`bench/gpu/weights.py`).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,11 +19,13 @@ import torch
 from ...export.bundle import IMAGE, VIDEO, _model_facts, _reflection
 from ...export.checkpoint import Checkpoint
 from ...export.facts import TextFacts, VisionFacts
+from ...export.forms import lower_forms, shared_weights
 from ...export.graphs.decoder import Decoder
 from ...export.graphs.embed import Embed
 from ...export.graphs.head import Head
 from ...export.graphs.vision import Vision
 from ...export.inputs import GraphConfig
+from ...export.lower.cuda_fp8 import INPUT_STEP, LONG_RUN
 from ...export.prompt import prompt_tokens
 from ...export.quantize.apply import quantize
 from ...export.quantize.kv_cache import CACHE_TYPES
@@ -32,12 +34,12 @@ from ...export.recipe import FORMAT, FORMAT_MAJOR, FORMAT_MINOR, GraphRecipe, KV
 from ...export.targets import TARGETS
 from ...export.tensors import TensorRef, expected_shapes
 from ...export.trace import trace
-from ...export.weights import ALIGNMENT, bind_weights
+from ...export.weights import ALIGNMENT, StoredTensor, bind_weights
 from ...runtime import contract
 from ...runtime import manifest as manifests
 from ...runtime.bundle import TOKENIZER
 from ...runtime.errors import ExportError
-from ...runtime.manifest import FileEntry, GraphEntry, Manifest, ModelFacts, Source
+from ...runtime.manifest import FileEntry, GraphEntry, LongForm, Manifest, ModelFacts, Source
 from ..random_checkpoint import make_checkpoint
 from .shape import MAX_CONTEXT, TEXT_7B, VISION_7B
 
@@ -69,14 +71,23 @@ def write_skeleton(
         facts = _model_facts(checkpoint, MAX_CONTEXT, target.cache_dtype(recipe))
         traced = contract.signatures(_model_facts(checkpoint, MAX_CONTEXT).sizes())
         sizes: dict[str, int] = {}
+        graphs: dict[str, GraphEntry] = {}
         for name, make in _makers(text, vision).items():
             model = trace(make, GraphConfig(traced[name], dtype), name)
             bind_weights(model, checkpoint, dtype)
             if recipe is not None:
-                quantize(model, recipe, name)
-            sizes[f"{name}.onnx.data"] = _point_at_file(target.lower(model), f"{name}.onnx.data")
-            ir.save(model, folder / f"{name}.onnx")
-        manifest = _manifest(checkpoint, precision, dtype, facts, sizes)
+                quantize(model, recipe, name, target.numbers)
+            forms = lower_forms(model, name, target, recipe)
+            signature = contract.signatures(facts.sizes())[name]
+            graphs[name] = GraphEntry(f"{name}.onnx", signature.inputs, signature.outputs)
+            sizes |= _save(forms.short, folder, f"{name}.onnx")
+            if forms.long is not None:
+                sizes |= _save(forms.long, folder, f"{name}_long.onnx")
+                stored, size = _lay_out(forms.shared, f"{name}_shared.data")
+                sizes[f"{name}_shared.data"] = size
+                long = LongForm(f"{name}_long.onnx", LONG_RUN)
+                graphs[name] = replace(graphs[name], long_form=long, weights=shared_weights(forms.shared, stored))
+        manifest = _manifest(checkpoint, precision, dtype, facts, graphs, sizes)
     (folder / manifests.FILE_NAME).write_text(manifests.dump(manifest), encoding="utf-8")
 
 
@@ -91,7 +102,7 @@ def _recipe(recipe: Recipe | None, kv_cache: Literal["int8", "fp8"] | None, text
 
 
 def _fp8_recipe(checkpoint: Checkpoint) -> Recipe:
-    """fp8 everywhere; the range of the activations, which the CUDA target leaves whole, does not matter."""
+    """fp8 everywhere; activations behind a norm have a deviation of about 1, so a step of 1 rounds none away."""
     fp8 = LinearRecipe("fp8", input_scale=1.0)
     graphs = {name: GraphRecipe(dict.fromkeys(weights, fp8)) for name, weights in linear_weights(checkpoint).items()}
     graphs[contract.EMBED] = table_recipe("fp8")
@@ -121,24 +132,44 @@ def _makers(text: TextFacts, vision: VisionFacts) -> dict[str, Callable[[], torc
     }
 
 
+def _save(model: ir.Model, folder: Path, file: str) -> dict[str, int]:
+    """Write a graph whose every weight has its place in a file beside it; returns that file's size by its name."""
+    data = f"{file}.data"
+    size = _point_at_file(model, data)
+    ir.save(model, folder / file)
+    return {data: size}
+
+
 def _point_at_file(model: ir.Model, file: str) -> int:
-    """Give every weight its place in `file`; returns the file's size. Scales of a cache are no weights: they stay."""
-    scales = {f"{value.name}_scale" for value in model.graph.inputs}
-    end = 0
+    """Give every weight its place in `file`; returns the file's size. Scales that need no weight stay."""
+    known = {f"{value.name}_scale" for value in model.graph.inputs}
+    large: dict[str, ir.TensorProtocol] = {}
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.LazyTensor):
             continue
-        if value.name in scales:
+        if value.name in known or str(value.name).endswith(INPUT_STEP):
             value.const_value = ir.tensor(tensor.numpy(), name=value.name)
-            continue
-        offset = -(-end // ALIGNMENT) * ALIGNMENT
+        else:
+            large[str(value.name)] = tensor
+    stored, size = _lay_out(large, file)
+    for name, place in stored.items():
+        tensor = large[name]
         shape = ir.Shape(tensor.shape.numpy())
-        value.const_value = ir.ExternalTensor(
-            file, offset, tensor.nbytes, tensor.dtype, shape=shape, name=str(value.name)
+        model.graph.initializers[name].const_value = ir.ExternalTensor(
+            file, place.offset, place.length, tensor.dtype, shape=shape, name=name
         )
+    return size
+
+
+def _lay_out(tensors: Mapping[str, ir.TensorProtocol], file: str) -> tuple[dict[str, StoredTensor], int]:
+    """A place in `file` for each tensor, and the file's size."""
+    stored, end = {}, 0
+    for name, tensor in tensors.items():
+        offset = -(-end // ALIGNMENT) * ALIGNMENT
+        stored[name] = StoredTensor(file, offset, tensor.nbytes)
         end = offset + tensor.nbytes
-    return end
+    return stored, end
 
 
 def _manifest(
@@ -146,13 +177,9 @@ def _manifest(
     precision: str,
     dtype: torch.dtype,
     facts: ModelFacts,
+    graphs: dict[str, GraphEntry],
     sizes: dict[str, int],
 ) -> Manifest:
-    signatures = contract.signatures(facts.sizes())
-    graphs = {
-        name: GraphEntry(f"{name}.onnx", signatures[name].inputs, signatures[name].outputs)
-        for name in _makers(checkpoint.text, checkpoint.vision)
-    }
     return Manifest(
         format=manifests.FORMAT,
         version=(manifests.FORMAT_MAJOR, manifests.FORMAT_MINOR),

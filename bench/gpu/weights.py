@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 from pathlib import Path
 
 import onnx
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...export.lower.cuda_bias import COLUMNS
+from ...runtime import manifest as manifests
 from .shape import VISION_7B
 
 WRITERS = 4
@@ -32,6 +33,8 @@ AFFINE = ".affine"
 """Matrices with their bias as a row behind the last, and COLUMNS - 1 rows behind that, which nothing reads."""
 BLOCK_OPERATORS = {"MatMulNBits": 2, "GatherBlockQuantized": 2, "MatMulBlockQuantizedFp8Weight": 2}
 """Operators over quantized matrices, and which input their scales [out, in / block] are."""
+TENSOR_OPERATORS = {"GemmFloat8": (1, 4)}
+"""Operators over whole matrices of one scale: which inputs those are."""
 SPREAD = {8: 73.9, 4: 4.6, FP8: 1.0}
 """Standard deviation of uniform signed numbers of so many bits; of fp8 numbers, which are drawn normal."""
 
@@ -58,16 +61,21 @@ class Place:
 
 
 def places(folder: Path) -> Iterator[Place]:
-    """Every initializer of the skeleton's graphs that is stored beside them."""
+    """Every weight of the skeleton's graphs that is stored beside them: initializers, and inputs of the manifest."""
     types = {
         onnx.TensorProto.BFLOAT16: torch.bfloat16,
         onnx.TensorProto.FLOAT16: torch.float16,
         onnx.TensorProto.UINT8: torch.uint8,
         onnx.TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
     }
+    manifest = manifests.parse((folder / manifests.FILE_NAME).read_text(encoding="utf-8"))
+    shared = [weight for entry in manifest.graphs.values() for weight in entry.weights]
+    for weight in shared:
+        yield Place(weight.name, weight.shape, torch.float8_e4m3fn, weight.file, weight.offset)
+    widths = {weight.name: weight.shape[1] for weight in shared}
     for file in sorted(folder.glob("*.onnx")):
         graph = onnx.load(file, load_external_data=False).graph
-        blocks = dict(_blocks(graph))
+        blocks = dict(_blocks(graph, widths))
         for tensor in graph.initializer:
             external = {entry.key: entry.value for entry in tensor.external_data}
             if external:
@@ -76,12 +84,15 @@ def places(folder: Path) -> Iterator[Place]:
                 yield Place(tensor.name, tuple(tensor.dims), dtype, where, offset, blocks.get(tensor.name))
 
 
-def _blocks(graph: onnx.GraphProto) -> Iterator[tuple[str, Blocks]]:
-    """The names of all scales, with what they belong to."""
+def _blocks(graph: onnx.GraphProto, widths: Mapping[str, int]) -> Iterator[tuple[str, Blocks]]:
+    """The names of all scales, with what they belong to; `widths` are the inputs of shared matrices."""
     for node in graph.node:
         if node.op_type in BLOCK_OPERATORS:
             numbers = {attribute.name: attribute.i for attribute in node.attribute}
             yield node.input[BLOCK_OPERATORS[node.op_type]], Blocks(numbers.get("bits", FP8), numbers["block_size"])
+        elif node.op_type in TENSOR_OPERATORS:
+            weight, scale = (node.input[place] for place in TENSOR_OPERATORS[node.op_type])
+            yield scale, Blocks(FP8, widths[weight])
 
 
 def draw(place: Place, device: str = "cuda") -> Tensor:
@@ -105,9 +116,9 @@ def draw(place: Place, device: str = "cuda") -> Tensor:
 
 
 def _steps(place: Place, blocks: Blocks, values: Tensor) -> Tensor:
-    """Scales that give random numbers a matrix's deviation."""
-    wanted = 1.0 if "embed_tokens" in place.name else 1 / sqrt(place.shape[1] * blocks.size)
-    return wanted / SPREAD[blocks.bits] * (1 + 0.05 * values)
+    """Scales that give random numbers a matrix's deviation; those of fp8 are all the same, in every operator."""
+    wanted = 1.0 if "embed_tokens" in place.name else 1 / sqrt(prod(place.shape[1:]) * blocks.size)
+    return wanted / SPREAD[blocks.bits] * (1 + (0.05 if blocks.bits != FP8 else 0) * values)
 
 
 def _is_padded(place: Place) -> bool:

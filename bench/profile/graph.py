@@ -82,8 +82,20 @@ def read(file: Path) -> Graph:
 def from_model(model: onnx.ModelProto) -> Graph:
     """A graph from a model in memory."""
     weights = {tensor.name: _weight(tensor) for tensor in model.graph.initializer}
+    weights |= {port.name: _bound_weight(port) for port in model.graph.input if _is_weight(port)}
     inputs = {port.name: port.type.tensor_type.elem_type for port in model.graph.input if port.name not in weights}
     return Graph(model.graph.node, weights, inputs, tuple(port.name for port in model.graph.output))
+
+
+def _is_weight(port: onnx.ValueInfoProto) -> bool:
+    """Matrices of fp8 are weights that two files share (`export/forms.py`); a cache has four axes."""
+    kind = port.type.tensor_type
+    return kind.elem_type == TensorProto.FLOAT8E4M3FN and len(kind.shape.dim) == 2
+
+
+def _bound_weight(port: onnx.ValueInfoProto) -> Tensor:
+    kind = port.type.tensor_type
+    return Tensor(tuple(axis.dim_value for axis in kind.shape.dim), kind.elem_type, None, weight=True)
 
 
 def _weight(tensor: TensorProto) -> Tensor:

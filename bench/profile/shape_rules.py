@@ -219,6 +219,17 @@ def _packed_product(step: Step, _: int) -> Sequence[Tensor]:
     return [Tensor((*first.shape[:-1], step.attributes["N"]), first.kind)]
 
 
+def _fp8_weight_product(step: Step, _: int) -> Sequence[Tensor]:
+    """Its weight is [out, in]."""
+    first = step.input(0)
+    return [Tensor((*first.shape[:-1], step.input(1).shape[0]), first.kind)]
+
+
+def _fp8_product(step: Step, _: int) -> Sequence[Tensor]:
+    """[rows, in] by [out, in], in a type that it names."""
+    return [Tensor((step.input(0).shape[0], step.input(1).shape[0]), int(step.attributes["dtype"]))]
+
+
 def _attention(step: Step, outputs: int) -> Sequence[Tensor]:
     """Query's shape with the values' width; where a cache goes in (inputs 3 and 4), it comes out."""
     query, value = step.input(0), step.input(2) if len(step.inputs) > 2 else step.input(0)
@@ -272,5 +283,7 @@ RULES: dict[str, Rule] = (
         "MatMulIntegerToFloat": _product(0, 1, _kind(2)),
         "QLinearMatMul": _product(0, 3, _kind(7)),
         "MatMulNBits": _packed_product,
+        "MatMulBlockQuantizedFp8Weight": _fp8_weight_product,
+        "GemmFloat8": _fp8_product,
     }
 )

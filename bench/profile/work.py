@@ -140,7 +140,14 @@ def _each(per_element: int) -> Callable[[Step, int], int]:
     return lambda step, _: per_element * step.outputs[0].elements if step.input(0).is_float else 0
 
 
-_PRODUCTS = {"MatMul": 0, "FusedMatMul": 0, "MatMulInteger": 0, "DynamicQuantizeMatMul": 0, "MatMulIntegerToFloat": 0}
+_FP8_PRODUCTS = {"MatMulBlockQuantizedFp8Weight": 0, "GemmFloat8": 0}
+_PRODUCTS = _FP8_PRODUCTS | {
+    "MatMul": 0,
+    "FusedMatMul": 0,
+    "MatMulInteger": 0,
+    "DynamicQuantizeMatMul": 0,
+    "MatMulIntegerToFloat": 0,
+}
 _ONE = (
     "Add Sub Mul Div Pow Neg Sigmoid Tanh Cos Sin Sqrt Exp Erf Reciprocal Gelu FastGelu QuickGelu Softmax Relu Max Min"
 )

@@ -8,6 +8,7 @@
     windowed attention of the vision encoder             ->  PackedMultiHeadAttention (`export/lower/cuda_vision.py`)
     biases of its wide products                          ->  a column of ones (`export/lower/cuda_bias.py`)
     quantized weights                                    ->  MatMulNBits (`export/lower/cuda_quantized.py`)
+    fp8 MLPs of long runs, in a file of their own        ->  GemmFloat8 (`export/lower/cuda_fp8.py`)
 
 The decoder's steps run as CUDA graphs, which allow no copy between host and device: what is computed from shapes stays
 on the host, what is computed from `past_length` on the device, and nothing mixes the two. Gate and up stay apart: side
@@ -27,6 +28,7 @@ from . import cached_attention, cpu
 from .block_weights import MICROSOFT
 from .cuda_align import align_inner_width
 from .cuda_bias import fold_biases
+from .cuda_fp8 import multiply_in_fp8
 from .cuda_half import multiply_in_half
 from .cuda_pack import pack_projections
 from .cuda_quantized import dequantize, lower_quantized
@@ -36,6 +38,17 @@ from .cuda_vision import pack_windows
 
 def lower(model: ir.Model) -> ir.Model:
     """The portable model rewritten in place for ONNX Runtime's CUDA provider."""
+    _fuse(model)
+    return _finished(model)
+
+
+def lower_long(model: ir.Model) -> ir.Model | None:
+    """A portable decoder rewritten in place for long runs alone; None where `lower`'s form is as fast for them."""
+    _fuse(model)
+    return _finished(model) if multiply_in_fp8(model) else None
+
+
+def _fuse(model: ir.Model) -> None:
     model.opset_imports[MICROSOFT] = 1
     if any(value.name == "patches" for value in model.graph.inputs):
         dequantize(model)
@@ -51,6 +64,9 @@ def lower(model: ir.Model) -> ir.Model:
     ]
     RewriteRuleSet(rules).apply_to_model(model)
     pack_projections(model)
+
+
+def _finished(model: ir.Model) -> ir.Model:
     lower_quantized(model)
     align_inner_width(model)
     fold_biases(model)

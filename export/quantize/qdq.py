@@ -2,8 +2,9 @@
 
     x -> QuantizeLinear(scale [], 0) -> DequantizeLinear -> MatMul( , DequantizeLinear(W int8 [in, out], scale [out]))
 
-Symmetric: per tensor for activations, with the recipe's scale; per output channel for weights. fp8 weights have the
-largest magnitude of the channel at the type's largest number, int8 weights the largest sum of two neighbours:
+Symmetric: per tensor for activations, with the recipe's scale; per output channel for weights, whose scales a target
+may want to be all the same (`FP8_BY_TENSOR`). fp8 weights have the largest magnitude of what shares a scale at the
+type's largest number, int8 weights the largest sum of two neighbours:
 x86 processors without VNNI add two products of a uint8 activation and an int8 weight in 16 bits and saturate, which
 2 * 255 * 127 does. With sums up to 128 none saturates; the step grows by a third on normal weights of 900 rows. On the
 tests' random decoder saturation turned an error of 4 % into 14 %. The head [out, in] is run by blocks, in 32 bits, and
@@ -37,6 +38,8 @@ class NumberType:
     numpy: np.dtype[np.generic]
     pairs: bool
     """Whether `limit` also bounds the sum of two neighbouring weights along the input axis."""
+    by_tensor: bool = False
+    """Whether all channels of a weight have the scale of the one with the largest numbers."""
 
     def quantize(self, numbers: Array, scale: Array) -> Array:
         """Numbers divided by their scale, rounded to nearest even and saturated."""
@@ -53,6 +56,8 @@ class NumberType:
         largest = np.concatenate([self._largest(channels[:, i : i + CHANNELS_AT_ONCE]) for i in parts])
         if not np.isfinite(largest).all():
             raise NumericError("a weight has NaN or infinity; check the checkpoint")
+        if self.by_tensor:
+            largest = np.full_like(largest, largest.max())
         return np.where(largest > 0, largest / self.limit, 1.0).astype(np.float32)
 
     def _largest(self, channels: Array) -> Array:
@@ -79,8 +84,13 @@ TYPES = {
 WHOLE_RANGE_INT8 = replace(TYPES["int8"], pairs=False)
 """For kernels that do not saturate in between: weights alone, and the head, which shares a tied table's bytes."""
 
+FP8_BY_TENSOR = TYPES | {"fp8": replace(TYPES["fp8"], by_tensor=True)}
+"""For kernels with one scale a weight. It costs no digits: fp8 has as many from its limit down to 1/28,000 of it."""
 
-def quantize_static(model: ir.Model, linears: Mapping[str, tuple[Linear, LinearRecipe]]) -> None:
+
+def quantize_static(
+    model: ir.Model, linears: Mapping[str, tuple[Linear, LinearRecipe]], types: Mapping[str, NumberType] = TYPES
+) -> None:
     """Put Q/DQ around these Linears, by the name of their weight. Those that read one value share its Q/DQ."""
     activations: dict[tuple[str, float, str], ir.Value] = {}
     for linear, recipe in linears.values():
@@ -88,9 +98,9 @@ def quantize_static(model: ir.Model, linears: Mapping[str, tuple[Linear, LinearR
             raise ExportError(f"{linear.weight.name} has no input_scale in the recipe; calibrate again")
         key = (str(linear.x.name), recipe.input_scale, recipe.scheme)
         if key not in activations:
-            activations[key] = _rounded(model.graph, linear, recipe.input_scale, TYPES[recipe.scheme])
+            activations[key] = _rounded(model.graph, linear, recipe.input_scale, types[recipe.scheme])
         by_blocks = recipe.scheme == "int8" and linear.input_axis == 1
-        weight = _weight(model.graph, linear, WHOLE_RANGE_INT8 if by_blocks else TYPES[recipe.scheme])
+        weight = _weight(model.graph, linear, WHOLE_RANGE_INT8 if by_blocks else types[recipe.scheme])
         linear.read(activations[key], weight)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnxruntime as ort
@@ -20,12 +22,12 @@ from ..bundle import Bundle
 from ..contract import FLOAT, cache_output
 from ..engine import Array, Buffer
 from ..errors import BundleError, ResourceError
-from ..manifest import GraphEntry
+from ..manifest import GraphEntry, StoredWeight
 from . import bfloat16
 from .cuda import Gpu
 from .cuda_runs import ROW_BYTES, RowBytes, plan_runs
 from .device_memory import DeviceBuffer, Pool, itemsize
-from .ort_cuda_checks import PROVIDER, check_device, check_nodes, check_provider
+from .ort_cuda_checks import FP8_CAPABILITY, PROVIDER, check_device, check_nodes, check_provider
 from .ort_session import check_ports, check_version, failure, first_line
 
 ONNX_TYPES = {
@@ -52,9 +54,12 @@ def _device_buffer(buffer: Buffer) -> DeviceBuffer:
 class OrtCudaGraph:
     """One session with its binding."""
 
-    def __init__(self, session: ort.InferenceSession, name: str) -> None:
-        self._session, self._name = session, name
-        self._binding = session.io_binding()
+    def __init__(
+        self, session: ort.InferenceSession, name: str, weights: Mapping[str, DeviceBuffer] = MappingProxyType({})
+    ) -> None:
+        """`weights` are inputs that stay the same: those that several sessions read."""
+        self._session, self._name, self._weights = session, name, weights
+        self._binding = self._new_binding()
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """Run from bound inputs into bound outputs."""
@@ -65,6 +70,11 @@ class OrtCudaGraph:
         """Bytes of intermediate values for each row of a run; 0 where the file does not say."""
         count = self._session.get_modelmeta().custom_metadata_map.get(ROW_BYTES, "0")
         return int(count) if count.isdecimal() else 0
+
+    def _new_binding(self) -> ort.IOBinding:
+        binding = self._session.io_binding()
+        self._bind(binding, self._weights, {})
+        return binding
 
     def _bind(self, binding: ort.IOBinding, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         for bind, buffers in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
@@ -88,18 +98,36 @@ class StepGraph:
         self.number, self.binding, self.inputs, self.hidden = number, binding, inputs, hidden
 
 
-class OrtCudaDecoder(OrtCudaGraph):
-    """The decoder: runs of one token are captured once for each KV cache, then replayed."""
+@dataclass(frozen=True)
+class LongRuns:
+    """The decoder's form for runs of `tokens` or more, over the same weights."""
 
-    def __init__(self, session: ort.InferenceSession, engine: OrtCudaEngine) -> None:
-        super().__init__(session, contract.DECODER)
-        self._engine = engine
+    graph: OrtCudaGraph
+    tokens: int
+
+
+class OrtCudaDecoder(OrtCudaGraph):
+    """The decoder: runs of one token are captured once for each KV cache, then replayed; long runs may have a form."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        engine: OrtCudaEngine,
+        weights: Mapping[str, DeviceBuffer] = MappingProxyType({}),
+        long: LongRuns | None = None,
+    ) -> None:
+        super().__init__(session, contract.DECODER, weights)
+        self._engine, self._long = engine, long
         self._steps: OrderedDict[Hashable, StepGraph] = OrderedDict()
         self._captured = 0
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """Run from bound inputs into bound outputs."""
-        if inputs["embeddings"].shape[1] > CAPTURED_TOKENS:
+        tokens = inputs["embeddings"].shape[1]
+        if self._long and tokens >= self._long.tokens:
+            self._long.graph.run(inputs, outputs)
+            return
+        if tokens > CAPTURED_TOKENS:
             super().run(inputs, outputs)
             return
         step = self._step(inputs)
@@ -107,6 +135,10 @@ class OrtCudaDecoder(OrtCudaGraph):
             self._engine.move(_device_buffer(inputs[name]), fixed)
         self._run(step.binding, step.number)
         self._engine.move(step.hidden, _device_buffer(outputs["hidden_post_norm"]))
+
+    def row_bytes(self) -> int:
+        """Of the form that takes more."""
+        return max(super().row_bytes(), self._long.graph.row_bytes() if self._long else 0)
 
     def _step(self, inputs: Mapping[str, Buffer]) -> StepGraph:
         """The graph for this KV cache and so many tokens; a new one is captured by its first run."""
@@ -125,7 +157,7 @@ class OrtCudaDecoder(OrtCudaGraph):
         small = {name: _device_buffer(buffer) for name, buffer in inputs.items() if name not in caches}
         fixed = {name: self._engine.buffer(buffer.shape, buffer.dtype) for name, buffer in small.items()}
         hidden = self._engine.buffer(small["embeddings"].shape, small["embeddings"].dtype)
-        binding = self._session.io_binding()
+        binding = self._new_binding()
         updated = {cache_output(name): buffer for name, buffer in caches.items()}
         self._bind(binding, fixed | dict(caches), {"hidden_post_norm": hidden, **updated})
         self._captured += 1
@@ -228,11 +260,35 @@ class OrtCudaEngine:
             )
 
     def _open(self, bundle: Bundle, name: str, entry: GraphEntry) -> OrtCudaGraph:
+        weights = {weight.name: self._load(bundle, weight) for weight in entry.weights}
         capture = name == contract.DECODER
+        session = self._session(bundle, name, entry, capture)
+        if not capture:
+            return OrtCudaGraph(session, name, weights)
+        return OrtCudaDecoder(session, self, weights, self._open_long(bundle, name, entry, weights))
+
+    def _open_long(
+        self, bundle: Bundle, name: str, entry: GraphEntry, weights: Mapping[str, DeviceBuffer]
+    ) -> LongRuns | None:
+        """The form for long runs, where the bundle has one and the GPU its instructions."""
+        form = entry.long_form
+        if form is None or self._gpu.facts().capability < FP8_CAPABILITY:
+            return None
+        session = self._session(bundle, name, replace(entry, file=form.file), capture=False)
+        return LongRuns(OrtCudaGraph(session, name, weights), form.tokens)
+
+    def _load(self, bundle: Bundle, weight: StoredWeight) -> DeviceBuffer:
+        """A weight's bytes, from its file to the device."""
+        target = self.buffer(weight.shape, weight.dtype)
+        source = np.memmap(bundle.file(weight.file), np.uint8, "r", weight.offset, weight.nbytes)
+        self._gpu.upload(source.ctypes.data, target.address, weight.nbytes)
+        return target
+
+    def _session(self, bundle: Bundle, name: str, entry: GraphEntry, capture: bool) -> ort.InferenceSession:
         session = _session(bundle.file(entry.file), self._provider_options(capture))
         check_nodes(session, name)
-        check_ports(session, name, entry.signature(), bundle.manifest.activation)
-        return OrtCudaDecoder(session, self) if capture else OrtCudaGraph(session, name)
+        check_ports(session, name, entry.file_signature(), bundle.manifest.activation)
+        return session
 
     def _provider_options(self, capture: bool) -> dict[str, str]:
         return {

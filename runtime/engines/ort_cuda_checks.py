@@ -11,6 +11,8 @@ from .cuda import GpuFacts
 PROVIDER = "CUDAExecutionProvider"
 CAPABILITY = (8, 0)
 """The first with bfloat16 and the flash attention that the lowering counts on."""
+FP8_CAPABILITY = (8, 9)
+"""The first that multiplies fp8 by fp8."""
 
 SHAPE_OPERATORS = {
     *("Shape", "Size", "Constant", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Concat", "Gather", "Slice", "Expand"),

@@ -13,7 +13,7 @@ from reflectrt.runtime import bundle as bundles
 from reflectrt.runtime.bundle import open_bundle
 from reflectrt.runtime.contract import Port
 from reflectrt.runtime.errors import BundleError, CompatibilityError
-from reflectrt.runtime.manifest import FileEntry, GraphEntry, Manifest, dump
+from reflectrt.runtime.manifest import FileEntry, GraphEntry, LongForm, Manifest, StoredWeight, dump
 
 WEIGHTS = "decoder.onnx.data"
 
@@ -184,6 +184,63 @@ def test_a_changed_signature_is_refused(folder: Path, port: Port) -> None:
     changed = GraphEntry("embed.onnx", (port,), manifest.graphs["embed"].outputs)
     write(folder, replace(manifest, graphs=manifest.graphs | {"embed": changed}))
     assert "graph embed does not have the contract's inputs and outputs" in refusal(folder)
+
+
+def shared(name: str = "w", shape: tuple[int, ...] = (2, 8), file: str = WEIGHTS, offset: int = 16) -> StoredWeight:
+    return StoredWeight(name, "float8e4m3fn", shape, file, offset)
+
+
+def with_weights(folder: Path, *weights: StoredWeight, long_form: LongForm | None = None) -> None:
+    manifest = open_bundle(folder).manifest
+    decoder = replace(manifest.graphs["decoder"], weights=weights, long_form=long_form)
+    write(folder, replace(manifest, graphs=manifest.graphs | {"decoder": decoder}))
+
+
+def test_a_graph_may_have_a_form_for_long_runs_and_weights_of_both(folder: Path) -> None:
+    with_weights(folder, shared(), long_form=LongForm("head.onnx", 64))
+    entry = open_bundle(folder).manifest.graphs["decoder"]
+    assert entry.files() == ("decoder.onnx", "head.onnx", WEIGHTS)
+    assert entry.file_signature().inputs == (*entry.inputs, Port("w", (2, 8), "float8e4m3fn"))
+
+
+SIZE = 50 * len(WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        shared(offset=SIZE - 15),
+        shared(offset=-1),
+        shared(shape=(2**40, 2**40)),
+        shared(shape=(0, 8)),
+        shared(shape=(-1, -8)),
+        shared(shape=()),
+    ],
+)
+def test_weights_outside_their_file_are_refused(folder: Path, weight: StoredWeight) -> None:
+    with_weights(folder, weight)
+    assert f"is not inside {WEIGHTS}" in refusal(folder)
+
+
+@pytest.mark.parametrize("weights", [(shared("embeddings"),), (shared(), shared(offset=32))])
+def test_a_weight_has_a_name_of_its_own(folder: Path, weights: tuple[StoredWeight, ...]) -> None:
+    with_weights(folder, *weights)
+    assert "two inputs of one name" in refusal(folder)
+
+
+def test_files_of_weights_stay_in_the_bundle(folder: Path) -> None:
+    with_weights(folder, shared(file="../secret"))
+    assert "outside the bundle" in refusal(folder)
+
+
+def test_files_of_weights_and_forms_have_hashes(folder: Path) -> None:
+    with_weights(folder, long_form=LongForm("decoder_long.onnx", 64))
+    assert "lists no hash for decoder_long.onnx" in refusal(folder)
+
+
+def test_a_form_for_runs_of_no_tokens_is_refused(folder: Path) -> None:
+    with_weights(folder, long_form=LongForm("head.onnx", 0))
+    assert "a form for runs of 0 tokens" in refusal(folder)
 
 
 def test_facts_and_graphs_must_fit_each_other(folder: Path) -> None:

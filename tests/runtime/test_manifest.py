@@ -101,6 +101,15 @@ def test_fields_of_a_newer_minor_version_are_ignored() -> None:
     assert parse(changed(add)) == replace(FULL, version=(1, 7))
 
 
+def test_manifests_from_before_format_1_4_have_one_form_and_no_shared_weights() -> None:
+    def age(data: dict[str, Any]) -> None:
+        data["version"] = [1, 3]
+        for graph in data["graphs"].values():
+            del graph["long_form"], graph["weights"]
+
+    assert parse(changed(age)) == replace(FULL, version=(1, 3))
+
+
 @pytest.mark.parametrize("version", [[2, 0], [0, 9]])
 def test_another_major_version_says_which_is_read(version: list[int]) -> None:
     with pytest.raises(CompatibilityError, match=f"format {version[0]}.{version[1]} is not the 1.x"):

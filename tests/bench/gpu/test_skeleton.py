@@ -1,5 +1,6 @@
 """Skeletons: a small shape, whose bundle opens like any other and has a place for every weight."""
 
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from exports import Exports
 from reflectrt.bench.gpu.skeleton import write_skeleton
-from reflectrt.bench.gpu.weights import FP8, Blocks, places
+from reflectrt.bench.gpu.weights import FP8, Blocks, draw, places
 from reflectrt.export.checkpoint import Checkpoint
 from reflectrt.runtime import manifest as manifests
 from reflectrt.runtime.contract import cache_names
@@ -42,6 +43,12 @@ def test_fp8_weights_have_their_places_and_scales(exports: Exports, tmp_path: Pa
     weight = found["lm_head.weight_quantized_packed"]
     assert (weight.dtype, weight.shape) == (torch.float8_e4m3fn, (checkpoint.text.vocab, checkpoint.text.hidden))
     assert found["lm_head.weight_scale_packed"].blocks == Blocks(FP8, checkpoint.text.hidden)
+    up = "model.language_model.layers.0.mlp.up_proj.weight"
+    assert found[f"{up}_quantized_packed"].file == "decoder_shared.data"
+    steps = [found[f"{up}_step"], found[f"{up}_scale_packed"]]
+    assert steps[0].blocks == Blocks(FP8, checkpoint.text.hidden)
+    for step in steps:
+        assert draw(step, "cpu").flatten().tolist() == pytest.approx([checkpoint.text.hidden**-0.5] * prod(step.shape))
 
 
 def test_a_float_precision_has_no_small_cache(exports: Exports, tmp_path: Path) -> None:

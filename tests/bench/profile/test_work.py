@@ -153,7 +153,7 @@ def test_a_bundles_decoder_by_the_models_sizes(exports):
 
 TARGETS = {
     "cpu": ("small", "float32", ["fp32", "int8", "int8-weights", "fp8", "int4"]),
-    "cuda": ("small", "float16", ["fp16", "int8-weights", "int4"]),
+    "cuda": ("small", "float16", ["fp16", "int8-weights", "fp8", "int4"]),
     "tensorrt": ("grouped-3-tied", "float32", ["fp16", "int8", "fp8", "int4"]),
 }
 """Checkpoint, activations and precisions."""
@@ -167,6 +167,7 @@ def test_every_operator_of_every_bundle_has_a_rule(exports, name, target):
     from reflectrt.bench.profile.shape_rules import RULES
     from reflectrt.export import targets
     from reflectrt.export.checkpoint import Checkpoint
+    from reflectrt.export.forms import lower_forms
     from reflectrt.export.quantize.apply import quantize
     from reflectrt.export.quantize.plain import default_recipe
 
@@ -178,8 +179,9 @@ def test_every_operator_of_every_bundle_has_a_rule(exports, name, target):
         recipe = uniform(checkpoint, precision) if static else default_recipe(checkpoint, precision)
         if recipe:
             quantize(model, recipe, name)
-        lowered = targets.TARGETS[target].lower(model)
-        assert {node.op_type for node in lowered.graph} - set(RULES) == set(), precision
+        forms = lower_forms(model, name, targets.TARGETS[target], recipe)
+        for form in (forms.short, forms.long):
+            assert form is None or {node.op_type for node in form.graph} - set(RULES) == set(), precision
 
 
 def test_a_quantized_table_moves_only_the_rows_looked_up():
@@ -189,6 +191,27 @@ def test_a_quantized_table_moves_only_the_rows_looked_up():
     stored = {"table": np.zeros((100, 32), np.uint8), "scales": np.zeros((100, 2), np.float32)}
     work = counted(graph([node], {"ids": (TensorProto.INT64, [1, "T"])}, ["y"], **stored), {"ids": (1, 3)})
     assert work == Work(weight_bytes=3 * (32 + 8), activation_bytes=3 * 8 + 3 * 64 * 4, between_bytes=2 * 3 * 64 * 4)
+
+
+FP8 = TensorProto.FLOAT8E4M3FN
+
+
+def test_fp8_products_read_weights_that_are_inputs():
+    # 5 rows of width 32 by a weight [16, 32], float activations and rounded ones.
+    whole = helper.make_node("MatMulBlockQuantizedFp8Weight", ["x", "w", "s"], ["y"], domain="com.microsoft")
+    names = ["x8", "w", "", "a", "b"]
+    rounded = helper.make_node("GemmFloat8", names, ["y"], domain="com.microsoft", transB=1, dtype=TensorProto.FLOAT16)
+    scale = np.ones((16, 1), np.float32)
+    inputs = {"x": (F32, [5, 32]), "w": (FP8, [16, 32])}
+    work = counted(graph([whole], inputs, ["y"], s=scale), {"x": (5, 32)})
+    assert (work.float_ops, work.weight_bytes) == (2 * 5 * 16 * 32, 16 * 32 + 16 * 4)
+    assert work.activation_bytes == 5 * (32 + 16) * 4
+    one = np.ones(1, np.float32)
+    inputs = {"x": (F32, [5, 32]), "w": (FP8, [16, 32])}
+    cast = helper.make_node("Cast", ["x"], ["x8"], to=FP8)
+    work = counted(graph([cast, rounded], inputs, ["y"], a=one, b=one), {"x": (5, 32)})
+    assert (work.float_ops, work.weight_bytes) == (2 * 5 * 16 * 32, 16 * 32 + 8)
+    assert work.activation_bytes == 5 * 32 * 4 + 5 * 16 * 2
 
 
 def test_packed_attention_stays_in_its_windows():

@@ -14,7 +14,8 @@ class FakeBinding:
 
     def bind_input(self, name: str, device: str, index: int, kind: int, shape: Any, address: int) -> None:  # noqa: ARG002
         assert (device, index) == ("cuda", 0)
-        assert kind == cuda.ONNX_TYPES["int64" if name in ("positions", "past_length") else "bfloat16"]
+        types = {"positions": "int64", "past_length": "int64", "weight": "float8e4m3fn"}
+        assert kind == cuda.ONNX_TYPES[types.get(name, "bfloat16")]
         self.bound[name] = address
 
     bind_output = bind_input
@@ -84,6 +85,18 @@ def test_long_runs_are_bound_as_they_are() -> None:
     assert number == cuda.NO_GRAPH
     assert bound == {name: buffer.address for name, buffer in {**inputs, **outputs}.items()}
     assert engine.moves == []
+
+
+def test_long_runs_take_their_form_and_every_run_reads_the_same_weights() -> None:
+    engine, short, long = FakeEngine(), FakeSession(), FakeSession()
+    weights = {"weight": engine.buffer((16, 4), "float8e4m3fn")}
+    form = cuda.LongRuns(cuda.OrtCudaGraph(long, "decoder", weights), 64)  # type: ignore[arg-type]
+    graph = cuda.OrtCudaDecoder(short, engine, weights, form)  # type: ignore[arg-type]
+    for tokens in (1, 63, 64):
+        graph.run(*buffers(engine, tokens, kv(engine)))
+    assert [number for number, _ in short.runs] == [1, cuda.NO_GRAPH]
+    assert [number for number, _ in long.runs] == [cuda.NO_GRAPH]
+    assert {bound["weight"] for _, bound in short.runs + long.runs} == {weights["weight"].address}
 
 
 def test_a_step_replays_one_graph_whose_addresses_never_change() -> None:
