@@ -24,8 +24,13 @@ def prepare(work: Path, precision: str, kv_cache: Literal["int8", "fp8"] | None 
     return folder
 
 
-def open_prepared(folder: Path) -> Model:
-    """The model on the GPU. Its weights have no hashes to check: they were drawn a moment ago."""
+def prepared_bundle(folder: Path) -> Bundle:
+    """The bundle in a folder. Its weights have no hashes to check: they were drawn a moment ago."""
     manifest = manifests.parse((folder / manifests.FILE_NAME).read_text(encoding="utf-8"))
-    bundle = Bundle(folder, manifest, manifest.source.fingerprint)
+    return Bundle(folder, manifest, manifest.source.fingerprint)
+
+
+def open_prepared(folder: Path) -> Model:
+    """The model on the GPU."""
+    bundle = prepared_bundle(folder)
     return Model(bundle, OrtCudaEngine(bundle))

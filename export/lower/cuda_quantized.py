@@ -6,9 +6,9 @@
     the vision encoder's                              ->  rounded, then dequantized while the bundle is written: of
                                                           16,000 rows a product reads its weights once either way
 
-Rounded activations have no place here: MatMulInteger reaches 129 of an H100's 1,979 TOP/s, QOrderedMatMul does not
-initialise, and GemmFloat8 can be in no CUDA graph. So integer activations are refused, and those of an fp8 recipe stay
-in bfloat16, which is nearer to the float model (`docs/cuda.md` has what fp8 activations would gain in a prefill).
+Rounded integer activations have no place here: MatMulInteger reaches 129 of an H100's 1,979 TOP/s, QOrderedMatMul does
+not initialise; they are refused. Those of an fp8 recipe stay in bfloat16, which is nearer to the float model, but for
+the MLPs of long runs (`cuda_fp8.py`).
 """
 
 from __future__ import annotations

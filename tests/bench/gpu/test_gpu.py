@@ -12,7 +12,7 @@ from reflectrt.bench.gpu.table import growth, precisions, table
 from reflectrt.bench.gpu.weights import FP8, Blocks, Place, draw, transformers_tensors
 from reflectrt.export.lower.cuda_bias import COLUMNS
 
-PRECISIONS = ("bf16", "int8-weights", "fp8", "int4", "int4-int8-cache", "int4-fp8-cache")
+PRECISIONS = ("bf16", "int8-weights", "fp8", "fp8-fp8-cache", "int4", "int4-int8-cache", "int4-fp8-cache")
 RESULTS = Path(__file__).parents[3] / "bench" / "results"
 
 
