@@ -79,10 +79,13 @@ def _token(token: Stage, manifest: Manifest) -> str:
 
 
 def _smaller(bound: str, manifest: Manifest) -> str | None:
-    """The precision to try for a stage that this bounds; the CUDA target has 8 bits for weights alone."""
+    """The precision to try for a stage that this bounds.
+
+    On CUDA weights of fp8 make a step 1.4 times faster, of int8 1.05, and vision stays as it is (docs/cuda.md).
+    """
     precision = (FASTER if bound == "compute" else LIGHTER).get(manifest.precision)
     if manifest.target == "cuda" and precision == "int8":
-        return "int8-weights" if bound == "memory" else None
+        return "fp8" if bound == "memory" else None
     return precision
 
 

@@ -26,7 +26,7 @@ def said(target: str, precision: str, name: str, bound: str) -> str:
         ("cpu", "int8", None, "int4"),
         ("cpu", "int8-weights", "int8", "int4"),
         ("cpu", "int4", "int8", None),
-        ("cuda", "bf16", None, "int8-weights"),
+        ("cuda", "bf16", None, "fp8"),
         ("cuda", "int8-weights", None, "int4"),
         ("tensorrt-rtx", "bf16", "int8", "int8"),
     ],
