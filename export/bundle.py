@@ -20,7 +20,6 @@ from ..runtime.errors import ExportError
 from ..runtime.manifest import (
     GraphEntry,
     ImagePixels,
-    LongForm,
     Manifest,
     ModelFacts,
     Reflection,
@@ -28,24 +27,25 @@ from ..runtime.manifest import (
     StoredWeight,
     Verification,
     VideoPixels,
+    VisionForm,
 )
 from .checkpoint import Checkpoint
-from .forms import Forms, lower_forms, shared_weights
+from .forms import Forms, lower_forms, write_long, write_shared
 from .graphs.decoder import Decoder
 from .graphs.embed import Embed
 from .graphs.head import Head
 from .graphs.reflect import Reflect
 from .graphs.vision import Vision
 from .inputs import GraphConfig
-from .lower.cuda_fp8 import LONG_RUN
 from .prompt import prompt_tokens
 from .quantize.apply import quantize
 from .quantize.plain import default_recipe, stored_bytes, without_eight_bit_layers
 from .recipe import Recipe
+from .segments import segment_bytes, write_segments
 from .staging import file_entry, staged
 from .targets import ACTIVATIONS, TARGETS, Target
 from .trace import trace
-from .weights import StoredTensor, bind_weights, share_tied_head, write_tensors, write_weights
+from .weights import StoredTensor, bind_weights, share_tied_head, write_weights
 
 Check = Callable[[Path], Verification]
 """Holds a finished bundle folder against its checkpoint; run before the bundle is published."""
@@ -101,6 +101,8 @@ def export_bundle(
     dtype = target.precisions[plan.precision]
     context, recipe = _context(checkpoint, plan), _recipe(checkpoint, plan)
     weight_bytes = stored_bytes(checkpoint.tensors, recipe, dtype.itemsize)
+    if target.cut_vision:
+        weight_bytes += segment_bytes(checkpoint.tensors, dtype.itemsize)
     with staged(folder, needed_bytes=int(1.02 * weight_bytes) + 2**26, force=force) as staging:
         writer = _GraphWriter(checkpoint, staging, target, dtype, recipe, progress, weight_bytes)
         graphs = writer.write_all()
@@ -214,7 +216,7 @@ class _GraphWriter:
         self.used |= bind_weights(model, self.checkpoint, self.dtype)
         if self.recipe:
             quantize(model, self.recipe, name, self.target.numbers)
-        forms = lower_forms(model, name, self.target, self.recipe)
+        forms = lower_forms(model, name, self.target, self.checkpoint.text)
         model = forms.short
         tied = name == contract.HEAD and self.checkpoint.text.tied
         if not (tied and share_tied_head(model, self.stored, self.folder)):
@@ -222,16 +224,22 @@ class _GraphWriter:
         ir.save(model, self.folder / f"{name}.onnx")
         sizes = _model_facts(self.checkpoint, 1, self.target.cache_dtype(self.recipe)).sizes()
         final = contract.signatures(sizes)[name]
-        return GraphEntry(f"{name}.onnx", final.inputs, final.outputs, *self._write_long(name, forms))
+        block_form, weights = self._write_bound(name, forms)
+        return GraphEntry(
+            f"{name}.onnx",
+            final.inputs,
+            final.outputs,
+            long_form=write_long(forms, name, self.folder),
+            weights=weights,
+            step_form=forms.steps,
+            block_form=block_form,
+        )
 
-    def _write_long(self, name: str, forms: Forms) -> tuple[LongForm | None, tuple[StoredWeight, ...]]:
-        """Save the form for long runs, if there is one, and the weights that both forms read."""
-        if forms.long is None:
-            return None, ()
-        stored = write_tensors(forms.shared, self.folder, f"{name}_shared.data", self._wrote)
-        write_weights(forms.long, self.folder, f"{name}_long.onnx.data", self._wrote)
-        ir.save(forms.long, self.folder / f"{name}_long.onnx")
-        return LongForm(f"{name}_long.onnx", LONG_RUN), shared_weights(forms.shared, stored)
+    def _write_bound(self, name: str, forms: Forms) -> tuple[VisionForm | None, tuple[StoredWeight, ...]]:
+        """Save a graph's segments, if it has some, and its weights that are inputs."""
+        if forms.segments is None:
+            return None, write_shared(forms, name, self.folder, self._wrote)
+        return write_segments(forms.segments, self.stored, self.folder, self._wrote)
 
     def _wrote(self, count: int) -> None:
         self.done += count

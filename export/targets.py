@@ -10,7 +10,8 @@ import torch
 
 from ..runtime.contract import FLOAT, CacheDtype
 from ..runtime.engines.tensorrt_library import OLDEST
-from .lower import cpu, cuda, tensorrt
+from .lower import cpu, cuda, cuda_rows, cuda_segments, tensorrt
+from .lower.cuda_segments import Segments
 from .quantize.qdq import FP8_BY_TENSOR, TYPES, NumberType
 from .recipe import Recipe
 
@@ -29,8 +30,10 @@ class Target:
     """What a bundle with an 8-bit cache needs instead of `engine`, where it needs more."""
     numbers: Mapping[str, NumberType] = field(default_factory=lambda: TYPES)
     """Number types of the static schemes."""
-    lower_long: Callable[[ir.Model], ir.Model | None] | None = None
-    """Rewrites a quantized decoder for long runs alone, over the weights of `lower`'s form; None where that is best."""
+    lower_rows: Callable[[ir.Model], None] | None = None
+    """Rewrites a lowered decoder in place, so that kernels of our own can run its steps over the same weights."""
+    cut_vision: Callable[[ir.Model], Segments | None] | None = None
+    """A portable vision graph, which is used up, in segments between attentions that kernels of our own run."""
 
     def cache_dtype(self, recipe: Recipe | None) -> CacheDtype:
         """Element type of a bundle's KV cache, one of the contract's."""
@@ -61,7 +64,8 @@ TARGETS = {
         {"onnxruntime": "1.31"},
         caches={"int8": "int8", "fp8": "float8e4m3fn"},
         numbers=FP8_BY_TENSOR,
-        lower_long=cuda.lower_long,
+        lower_rows=cuda_rows.read_rows,
+        cut_vision=cuda_segments.cut_at_attention,
     ),
     "tensorrt": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt": OLDEST["tensorrt"]}),
     "tensorrt-rtx": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt-rtx": OLDEST["tensorrt-rtx"]}),

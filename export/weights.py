@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,13 @@ def source_name(checkpoint: Checkpoint, weight: str) -> str:
 
 
 def write_weights(model: ir.Model, folder: Path, file: str, progress: Progress) -> dict[str, StoredTensor]:
-    """Stream all large initializers into `folder/file` and make the model refer to it; says where each lies."""
+    """Stream all large initializers into `folder/file` and make the model refer to it; says where each lies.
+
+    A model that has none gets no file.
+    """
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    if not any(tensor is not None and tensor.nbytes > INLINE_BYTES for tensor in tensors):
+        return {}
     external_data.unload_from_model(
         model,
         folder,
@@ -75,13 +81,14 @@ def write_weights(model: ir.Model, folder: Path, file: str, progress: Progress) 
     }
 
 
-def lift_weights(model: ir.Model, dtype: ir.DataType) -> dict[str, ir.TensorProtocol]:
-    """Make every initializer of a type an input of the graph, for the engine to bind; returns them by name."""
+def lift_weights(model: ir.Model, names: Iterable[str]) -> dict[str, ir.TensorProtocol]:
+    """Make the named initializers, those that the graph has, its inputs for an engine to bind; returns their data."""
     lifted = {}
-    for value in list(model.graph.initializers.values()):
-        if value.dtype == dtype and value.const_value is not None:
-            lifted[str(value.name)] = value.const_value
-            del model.graph.initializers[str(value.name)]
+    for name in names:
+        value = model.graph.initializers.get(name)
+        if value is not None and value.const_value is not None:
+            lifted[name] = value.const_value
+            del model.graph.initializers[name]
             value.const_value = None
             model.graph.inputs.append(value)
     return lifted
@@ -120,6 +127,15 @@ def share_tied_head(model: ir.Model, stored: Mapping[str, StoredTensor], folder:
     return True
 
 
+def share_weights(model: ir.Model, stored: Mapping[str, StoredTensor], folder: Path) -> None:
+    """Make initializers that are stored already refer to their bytes; ValueError where they have another size."""
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and (there := stored.get(str(name))):
+            if value.const_value.nbytes != there.length:
+                raise ValueError(f"{name} is stored with {there.length} bytes, not {value.const_value.nbytes}")
+            _share_weight(model, str(name), there, folder)
+
+
 def _same_bytes(tensor: ir.TensorProtocol, stored: StoredTensor, folder: Path) -> bool:
     if tensor.nbytes != stored.length:
         return False
@@ -148,7 +164,7 @@ def _share_weight(model: ir.Model, name: str, stored: StoredTensor, folder: Path
 def _lazy(checkpoint: Checkpoint, source: str, value: ir.Value, transposed: bool, dtype: torch.dtype) -> ir.LazyTensor:
     def load() -> ir.TensorProtocol:
         tensor = _lay_out(checkpoint.read(source), transposed).to(dtype)
-        return ir.tensor(tensor.contiguous(), name=value.name)
+        return ir.tensor(tensor, name=value.name)  # a view, turned when it is written: some lowerings turn it back
 
     shape = ir.Shape(value.shape.numpy() if value.shape else ())
     return ir.LazyTensor(load, dtype=_ir_dtype(dtype), shape=shape, name=value.name)

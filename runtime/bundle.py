@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from . import manifest as manifests
+from .contract import FLOAT
 from .errors import BundleError
-from .manifest import FileEntry, Manifest
+from .manifest import FileEntry, GraphEntry, Manifest
 from .plans import check_plan
 from .strict import short
 
@@ -148,8 +149,63 @@ def _check_weights(name: str, manifest: Manifest) -> None:
         inside = 0 <= weight.offset <= manifest.files[weight.file].size - weight.nbytes
         if not inside or min(weight.shape, default=0) < 1:
             raise BundleError(f"weight {short(weight.name)} is not inside {weight.file}; export the bundle again")
-    if entry.long_form and entry.long_form.tokens < 1:
-        raise BundleError(f"graph {name} has a form for runs of {entry.long_form.tokens} tokens; export it again")
+    _check_blocks(name, entry)
+    _check_steps(name, manifest)
+    _check_long(name, manifest)
+
+
+def _check_steps(name: str, manifest: Manifest) -> None:
+    """What kernels of our own read has the sizes that they count on; matrices are held against them on loading."""
+    entry, model = manifest.graphs[name], manifest.model
+    form = entry.step_form
+    if form is None:
+        return
+    shapes = {weight.name: weight.shape for weight in entry.weights}
+    keys = model.kv_heads * model.head_dim
+    cache = () if model.cache_dtype == FLOAT else ((1, model.kv_heads, 1, model.head_dim),) * 2
+    sizes = ((model.hidden,), (form.heads * model.head_dim + 2 * keys,), (model.hidden,), *cache)
+    whole = (
+        len(form.layers) == model.layers
+        and form.heads > 0
+        and form.heads % model.kv_heads == 0
+        and 2 * sum(form.mrope_section) == model.head_dim
+        and shapes.get(form.norm) == (model.hidden,)
+        and all(set(layer.names()) <= shapes.keys() for layer in form.layers)
+        and all(
+            tuple(shapes[part] for part in (layer.norm, layer.bias, layer.mlp_norm, *layer.cache_scales)) == sizes
+            for layer in form.layers
+        )
+    )
+    if not whole:
+        raise BundleError(f"the steps of graph {name} do not fit the model's sizes; export the bundle again")
+
+
+def _check_long(name: str, manifest: Manifest) -> None:
+    """Long runs are over the weights of steps, and divide by numbers that can be divided by."""
+    entry = manifest.graphs[name]
+    form = entry.long_form
+    if form is None:
+        return
+    if form.tokens < 1:
+        raise BundleError(f"graph {name} has a form for runs of {form.tokens} tokens; export it again")
+    steps = [step for pair in form.mlp_steps for step in pair]
+    fit = entry.step_form is not None and len(form.mlp_steps) == manifest.model.layers
+    if not fit or not all(step > 0 for step in steps):
+        raise BundleError(f"the long runs of graph {name} do not fit its steps; export the bundle again")
+
+
+def _check_blocks(name: str, entry: GraphEntry) -> None:
+    """Every run of a block's file has all of its weights, once."""
+    form, known = entry.block_form, {weight.name for weight in entry.weights}
+    if form is None:
+        return
+    runs = (form.inputs, *form.blocks)
+    if len(set(form.inputs)) < len(form.inputs) or len({len(names) for names in runs}) > 1:
+        raise BundleError(f"graph {name} does not say what its blocks read; export the bundle again")
+    if missing := sorted({weight for names in form.blocks for weight in names} - known):
+        raise BundleError(f"graph {name} lacks the weight {short(missing[0])} of a block; export the bundle again")
+    if min(form.heads, form.head_dim) < 1 or len(known) < len(entry.weights):
+        raise BundleError(f"graph {name} has no heads, or two weights of one name; export the bundle again")
 
 
 def _sha256(file: Path) -> str:

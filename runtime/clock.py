@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -17,11 +17,13 @@ class Clock:
         self._start = perf_counter()
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block as part of the stage `name`."""
+    def stage(self, name: str, done: Callable[[], None] | None = None) -> Iterator[None]:
+        """Time a block as part of the stage `name`; `done` waits for what it left running."""
         start = perf_counter()
         try:
             yield
+            if done:
+                done()
         finally:
             self._seconds[name] += perf_counter() - start
 

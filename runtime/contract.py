@@ -25,6 +25,29 @@ checks a bundle against it on opening.
 `hidden_post_norm` is the decoder's state **after** the final RMSNorm: what `head` reads and what reflection feeds back.
 `reflect` exists only where the checkpoint has a reflection head; where that is the identity there is no such graph.
 "float" is the bundle's activation type, "cache" that, int8 or float8e4m3fn, as the manifest says.
+
+A bundle may have the vision graph in segments as well, between the attentions of its blocks (`manifest.VisionForm`).
+Rows are the patches of all grids, each grid's in window order; `width` is the vision encoder's, heads * head_dim.
+
+    segment       port                           shape                                   element type
+    vision_start  the vision graph's inputs
+            ->    residual                       [rows, width]                           float
+                  qkv            (of block 0)    [rows, 3 * width]                       float
+                  cos, sin       (of one grid)   [patches, head_dim / 2]                 float32
+                  window_ends    (rows; first 0) [runs + 1]   (runs = grids * windows)   int32
+                  window_ranks   (for the end)   [patches]                               int64
+    vision_block  attended                       [rows, width]                           float
+                  residual                       [rows, width]                           float
+                  weights, as the manifest names them
+            ->    residual_out                   [rows, width]                           float
+                  qkv            (of the next)   [rows, 3 * width]                       float
+    vision_end    attended, residual             [rows, width]                           float
+                  window_ranks                   [patches]                               int64
+            ->    embeddings                     [grids, visual_tokens, hidden]          float
+
+A row of `qkv` is query, key and value, each head by head and not rotated. Between two segments is attention: row r of
+run s is attended by all rows of s; pairs (i, i + head_dim / 2) of queries and keys are rotated by the angles of patch
+r mod patches; scores are divided by sqrt(head_dim). Runs are windows, in blocks with full attention whole grids.
 """
 
 from __future__ import annotations
@@ -33,6 +56,13 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 VISION, EMBED, DECODER, REFLECT, HEAD = "vision", "embed", "decoder", "reflect", "head"
+
+ATTENDED, RESIDUAL = "mlp_inputs", "residual"
+"""Outputs [1, tokens, hidden] of one layer's attention, where a bundle has it as a graph of its own for long runs: the
+normed sum that the MLP reads, and the sum."""
+
+VISION_START, VISION_BLOCK, VISION_END = "vision_start", "vision_block", "vision_end"
+"""Segments of the vision graph."""
 
 FLOAT: Final = "float"
 """Stands for the bundle's activation type (float32, float16 or bfloat16)."""
@@ -118,4 +148,36 @@ def signatures(sizes: Sizes) -> dict[str, Signature]:
             (Port("hidden_post_norm", tokens, FLOAT),),
             (Port("logits", (1, "tokens", sizes.vocab), FLOAT),),
         ),
+    }
+
+
+def layer_attention(decoder: Signature) -> Signature:
+    """Signature of the first layer of a decoder up to what its MLP reads, without its weights."""
+    caches = cache_names(1)
+    hidden = decoder.outputs[0].axes
+    inputs = ("embeddings", "positions", "past_length", *caches)
+    updated = [cache_output(name) for name in caches]
+    return Signature(
+        tuple(port for port in decoder.inputs if port.name in inputs),
+        (
+            Port(ATTENDED, hidden, FLOAT),
+            *(port for port in decoder.outputs if port.name in updated),
+            Port(RESIDUAL, hidden, FLOAT),
+        ),
+    )
+
+
+def vision_segments(vision: Signature, heads: int, head_dim: int) -> dict[str, Signature]:
+    """Signature of every segment of a vision graph with so many heads; a block's without its weights."""
+    width = heads * head_dim
+    attended, residual = (Port(name, ("rows", width), FLOAT) for name in ("attended", "residual"))
+    qkv = Port("qkv", ("rows", 3 * width), FLOAT)
+    ranks = Port("window_ranks", ("patches",), "int64")
+    angles = (Port(name, ("patches", head_dim // 2), "float32") for name in ("cos", "sin"))
+    return {
+        VISION_START: Signature(
+            vision.inputs, (residual, qkv, *angles, Port("window_ends", ("run_ends",), "int32"), ranks)
+        ),
+        VISION_BLOCK: Signature((attended, residual), (Port("residual_out", ("rows", width), FLOAT), qkv)),
+        VISION_END: Signature((attended, residual, ranks), vision.outputs),
     }

@@ -31,7 +31,10 @@ class Graph(Protocol):
     """One graph of the bundle, ready to run."""
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        """Read every input, fill every output; they may share a buffer where the contract says so."""
+        """Read every input, fill every output; they may share a buffer where the contract says so.
+
+        It may return before that is done: what is run, copied or downloaded later sees it done (`Engine.wait`).
+        """
 
 
 class Engine(Protocol):
@@ -63,6 +66,9 @@ class Engine(Protocol):
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         """Copy a [1, H, R, d] buffer over the first R rows of a [1, H, C, d] one, C >= R."""
+
+    def wait(self) -> None:
+        """Until everything that was run is done."""
 
     def free_bytes(self) -> int:
         """Memory that is free on the device now."""

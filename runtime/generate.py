@@ -63,9 +63,9 @@ def answer_choice(stream: Stream, question: Sequence[int], options: int, plan: P
     """Answer a multiple-choice question in K + 2 decoder runs: `<BOR>` and the answer's prefix are forced."""
     prompt: PromptTokens = stream.manifest.prompt
     opened, window, closed = _window(plan)
-    with clock.stage("prefill"):
+    with clock.stage("prefill", stream.engine.wait):
         hidden = stream.feed_tokens([*question, *opened])
-    with clock.stage("reflect"):
+    with clock.stage("reflect", stream.engine.wait):
         thoughts = list(reflect(stream, hidden, len(window)))
     with clock.stage("decode"):
         hidden = stream.feed_tokens([*closed, *prompt.answer_prefix])
@@ -85,7 +85,7 @@ def answer_freely(
     Ends with a stop token or after `max_new_tokens` chosen ones (what a window forces is not counted).
     """
     opened = _window(plan)[0] if plan.forced else ()
-    with clock.stage("prefill"):
+    with clock.stage("prefill", stream.engine.wait):
         hidden = stream.feed_tokens([*question, *opened])
     yield from map(Token, opened)
     if opened:

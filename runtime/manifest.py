@@ -20,11 +20,17 @@ from .plans import EnginePlan
 from .strict import StrictError, short
 
 FORMAT = "reflectrt-bundle"
-FORMAT_MAJOR, FORMAT_MINOR = 1, 4
+FORMAT_MAJOR, FORMAT_MINOR = 1, 5
 FILE_NAME = "manifest.json"
 MAX_BYTES = 16 * 2**20
 MAX_SIZE, MAX_LAYERS = 2**31, 1000
 """Bounds on a model's sizes, beyond any model there is: they keep a forged manifest from asking for endless work."""
+
+
+WeightDtype = Literal["float32", "bfloat16", "float16", "float8e4m3fn", "uint8"]
+"""Element types of weights that are inputs."""
+
+ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8e4m3fn": 1, "uint8": 1}
 
 
 @dataclass(frozen=True)
@@ -118,23 +124,89 @@ class StoredWeight:
     """A weight that is an input of a graph's files: where its bytes lie in the bundle."""
 
     name: str
-    dtype: Literal["float8e4m3fn"]
+    dtype: WeightDtype
     shape: tuple[int, ...]
     file: str
     offset: int
 
     @property
     def nbytes(self) -> int:
-        """Its size; its type takes a byte a number."""
-        return prod(self.shape)
+        """Its size."""
+        return prod(self.shape) * ITEMSIZES[self.dtype]
 
 
 @dataclass(frozen=True)
 class LongForm:
-    """Another file of a graph, of the same inputs and outputs, for runs of `tokens` or more."""
+    """How runs of `tokens` or more go: a layer's attention is a file of its own, MLPs are multiplied in fp8."""
 
     file: str
     tokens: int
+    mlp_steps: tuple[tuple[float, float], ...]
+    """What each layer's MLP divides its inputs by, and what `down_proj` reads, before they are rounded."""
+
+
+@dataclass(frozen=True)
+class StepLinear:
+    """Names of a matrix [out, in] and, where it is quantized, of its scales [out, in / block]."""
+
+    weight: str
+    scales: str | None
+
+
+@dataclass(frozen=True)
+class StepLayer:
+    """Names of one layer's weights, in the order in which a step reads them."""
+
+    norm: str
+    qkv: StepLinear
+    bias: str
+    output: StepLinear
+    mlp_norm: str
+    gate: StepLinear
+    up: StepLinear
+    down: StepLinear
+    cache_scales: tuple[str, ...]
+    """Of keys and of values [1, kv_heads, 1, head_dim], where the KV cache is quantized; otherwise none."""
+
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        qkv, output, *mlp = (
+            (linear.weight, linear.scales) for linear in (self.qkv, self.output, self.gate, self.up, self.down)
+        )
+        found = (self.norm, *qkv, self.bias, *self.cache_scales, *output, self.mlp_norm, *mlp[0], *mlp[1], *mlp[2])
+        return tuple(name for name in found if name)
+
+
+@dataclass(frozen=True)
+class StepForm:
+    """What kernels of our own need to run a decoder's steps over `GraphEntry.weights`; the activation is 16 bits."""
+
+    heads: int
+    epsilon: float
+    """Of the RMS norms."""
+    rope_theta: float
+    mrope_section: tuple[int, ...]
+    """Pairs of a head that time, height and width turn."""
+    layers: tuple[StepLayer, ...]
+    norm: str
+
+
+@dataclass(frozen=True)
+class VisionForm:
+    """The vision graph's files in segments, between attentions by kernels of our own; `contract.py` has the ports."""
+
+    start: str
+    block: str
+    """Run for each block but the last, over weights that are its inputs."""
+    end: str
+    heads: int
+    head_dim: int
+    inputs: tuple[str, ...]
+    """The block file's inputs that are weights."""
+    blocks: tuple[tuple[str, ...], ...]
+    """For each run of the block's file, the names in `GraphEntry.weights` of what is bound to `inputs`, in order."""
+    full_attention_blocks: tuple[int, ...]
+    """Those that attend over whole grids, not in windows."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +217,14 @@ class GraphEntry:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     long_form: LongForm | None = None
-    """Since format 1.4."""
+    """Since format 1.5; 1.4 had another, which is not read."""
     weights: tuple[StoredWeight, ...] = ()
-    """Inputs behind the contract's, the same in both forms: an engine loads them once. Since format 1.4."""
+    """Inputs behind the contract's: all of `file`'s, and of the long form's file those that it reads; of a block form's
+    file alone where there is one. An engine loads them once. Since format 1.4."""
+    step_form: StepForm | None = None
+    """Since format 1.5."""
+    block_form: VisionForm | None = None
+    """Since format 1.5."""
 
     def signature(self) -> Signature:
         """Inputs and outputs as the contract has them."""
@@ -155,13 +232,16 @@ class GraphEntry:
 
     def file_signature(self) -> Signature:
         """Inputs and outputs of its files, weights included."""
-        weights = tuple(Port(weight.name, weight.shape, weight.dtype) for weight in self.weights)
+        bound = () if self.block_form else self.weights
+        weights = tuple(Port(weight.name, weight.shape, weight.dtype) for weight in bound)
         return Signature((*self.inputs, *weights), self.outputs)
 
     def files(self) -> tuple[str, ...]:
         """Every file that it names."""
         long = (self.long_form.file,) if self.long_form else ()
-        return (self.file, *long, *dict.fromkeys(weight.file for weight in self.weights))
+        form = self.block_form
+        segments = (form.start, form.block, form.end) if form else ()
+        return (self.file, *long, *segments, *dict.fromkeys(weight.file for weight in self.weights))
 
 
 @dataclass(frozen=True)
@@ -259,6 +339,12 @@ def parse(text: str) -> Manifest:
             if isinstance(graph, dict):
                 graph.setdefault("long_form", None)
                 graph.setdefault("weights", [])
+    if data["version"] < [1, 5] and isinstance(graphs := data.get("graphs"), dict):
+        for graph in graphs.values():
+            if isinstance(graph, dict):
+                graph["long_form"] = None  # it was another one, which this version does not run; no graph needs it
+                graph.setdefault("step_form", None)
+                graph.setdefault("block_form", None)
     try:
         manifest = strict.build(Manifest, data, "manifest")
     except StrictError as error:

@@ -247,16 +247,16 @@ class Session:
 
     def _feed_media(self, item: Media) -> Iterator[int]:
         """Read, encode and prefill one medium chunk by chunk; yields its visual tokens so far."""
-        model, step = self._model.manifest.model, self._time_step(item)
+        model, step, engine = self._model.manifest.model, self._time_step(item), self._model.engine
         _, height, width = item.grid
-        per_run = max(1, self._model.engine.vision_patches // (height * width))
+        per_run = max(1, engine.vision_patches // (height * width))
         first = 0
         with closing(prefetch(self._read(item, per_run), CHUNKS_AHEAD)) as chunks:
             for patches in chunks:
                 grid = (patches.shape[0], height, width)
-                with self._clock.stage("vision"):
-                    embeddings = encode(self._model.engine, model, patches, grid)
-                with self._clock.stage("prefill"):
+                with self._clock.stage("vision", engine.wait):
+                    embeddings = encode(engine, model, patches, grid)
+                with self._clock.stage("prefill", engine.wait):
                     self._stream.feed_visual(embeddings, grid, step, first)
                 first += grid[0]
                 yield first * height * width // model.merge**2

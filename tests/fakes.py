@@ -115,6 +115,9 @@ class FakeEngine:
     def copy(self, source: HostBuffer, target: HostBuffer) -> None:
         target.array[:, :, : source.shape[2]] = source.array
 
+    def wait(self) -> None:
+        pass
+
     def free_bytes(self) -> int:
         return self.free
 

@@ -1,4 +1,4 @@
-"""`python -m reflectrt.bench.gpu --work DIR --out FILE`: the whole measurement, about five minutes on an H100.
+"""`python -m reflectrt.bench.gpu --work DIR --out FILE`: the whole measurement, about two minutes on an H200.
 
 DIR gets the 7B shape with random weights (17 GB; kept for the next run), FILE the results as JSON.
 """

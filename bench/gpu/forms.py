@@ -20,7 +20,6 @@ from ...runtime import contract
 from ...runtime.bundle import Bundle
 from ...runtime.engine import Array
 from ...runtime.engines.onnxruntime_cuda import OrtCudaEngine
-from ...runtime.manifest import LongForm
 from ...runtime.stream import Stream
 from .measure import timed
 from .random_bundle import prepare, prepared_bundle
@@ -35,7 +34,7 @@ class Form:
 
     def __init__(self, bundle: Bundle, long: bool) -> None:
         decoder = bundle.manifest.graphs[contract.DECODER]
-        form = LongForm(decoder.long_form.file, 2) if decoder.long_form and long else None
+        form = replace(decoder.long_form, tokens=2) if decoder.long_form and long else None
         graphs = bundle.manifest.graphs | {contract.DECODER: replace(decoder, long_form=form)}
         manifest = replace(bundle.manifest, graphs=graphs)
         self.stream = Stream(OrtCudaEngine(replace(bundle, manifest=manifest)), manifest, max(TOKENS) + 256)

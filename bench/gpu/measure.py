@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.engine import Array
+from ...runtime.generate import reflect
 from ...runtime.positions import Grid
 from ...runtime.session import Model
 from ...runtime.stream import Stream
@@ -24,7 +25,7 @@ QUESTION, OPTIONS, STEPS = "What happens after the man puts down the cup?", ("He
 
 
 def timed(work: Callable[[], object], runs: int, warm_up: int = 1) -> float:
-    """Median seconds. Every run of an engine waits for its results, so a host clock is enough."""
+    """Median seconds of work that waits for its results, so that a host clock is enough."""
     times = []
     for index in range(warm_up + runs):
         start = perf_counter()
@@ -47,14 +48,16 @@ class Stages:
 
 
 def measure_stages(model: Model, grid: Grid = GRID, runs: int = 3) -> Stages:
-    """Vision in the session's chunks, prefill of its tokens, one reflection step behind them, the head."""
+    """Vision in the session's chunks, prefill of its tokens, a step of STEPS reflections behind them, the head."""
     medium = random_medium("video", grid, seed=1)
     engine, facts = model.engine, model.manifest.model
     per_run = max(1, engine.vision_patches // (grid[1] * grid[2]))
     chunks = [medium.patches[first : first + per_run] for first in range(0, grid[0], per_run)]
 
     def vision() -> list[Any]:
-        return [encode(engine, facts, chunk, (len(chunk), *grid[1:])) for chunk in chunks]
+        found = [encode(engine, facts, chunk, (len(chunk), *grid[1:])) for chunk in chunks]
+        engine.wait()
+        return found
 
     encoded = vision()
     tokens = grid[0] * grid[1] * grid[2] // facts.merge**2
@@ -68,19 +71,22 @@ def measure_stages(model: Model, grid: Grid = GRID, runs: int = 3) -> Stages:
             stream.feed_visual(embeddings, (embeddings.shape[0], *grid[1:]), facts.tokens_per_second, first)
             first += embeddings.shape[0]
         stream.end_visual(grid, facts.tokens_per_second)
+        engine.wait()
 
     vision_s, prefill_s = timed(vision, runs), timed(prefill, runs)
     hidden = stream.feed_tokens([1])
     behind = stream.mark()
 
-    def step() -> None:
+    def steps() -> None:
         stream.roll_back(behind)
-        stream.feed_hidden(hidden)
+        for _ in reflect(stream, hidden, STEPS):
+            pass
+        engine.wait()
 
-    timed(step, 10)
+    timed(steps, 3)
     stream.logits(hidden)
     before = getattr(engine, "allocations", 0)
-    step_s = timed(step, 30)
+    step_s = timed(steps, 15) / STEPS
     head_s = timed(lambda: stream.logits(hidden), 10)
     return Stages(vision_s, prefill_s, step_s, head_s, getattr(engine, "allocations", 0) - before)
 

@@ -8,6 +8,7 @@ from typing import Literal
 from ...runtime import manifest as manifests
 from ...runtime.bundle import Bundle
 from ...runtime.engines.onnxruntime_cuda import OrtCudaEngine
+from ...runtime.manifest import Manifest
 from ...runtime.session import Model
 from .weights import fill
 
@@ -19,14 +20,14 @@ def prepare(work: Path, precision: str, kv_cache: Literal["int8", "fp8"] | None 
         from .skeleton import write_skeleton  # here: measuring needs no exporter
 
         write_skeleton(folder, precision, kv_cache)
-    if not (folder / "decoder.onnx.data").exists():
+    if not all((folder / file).exists() for file in _manifest(folder).files):
         fill(folder)
     return folder
 
 
 def prepared_bundle(folder: Path) -> Bundle:
     """The bundle in a folder. Its weights have no hashes to check: they were drawn a moment ago."""
-    manifest = manifests.parse((folder / manifests.FILE_NAME).read_text(encoding="utf-8"))
+    manifest = _manifest(folder)
     return Bundle(folder, manifest, manifest.source.fingerprint)
 
 
@@ -34,3 +35,7 @@ def open_prepared(folder: Path) -> Model:
     """The model on the GPU."""
     bundle = prepared_bundle(folder)
     return Model(bundle, OrtCudaEngine(bundle))
+
+
+def _manifest(folder: Path) -> Manifest:
+    return manifests.parse((folder / manifests.FILE_NAME).read_text(encoding="utf-8"))

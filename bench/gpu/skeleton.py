@@ -19,18 +19,18 @@ import torch
 from ...export.bundle import IMAGE, VIDEO, _model_facts, _reflection
 from ...export.checkpoint import Checkpoint
 from ...export.facts import TextFacts, VisionFacts
-from ...export.forms import lower_forms, shared_weights
+from ...export.forms import Forms, lower_forms, shared_file, shared_weights, write_long
 from ...export.graphs.decoder import Decoder
 from ...export.graphs.embed import Embed
 from ...export.graphs.head import Head
 from ...export.graphs.vision import Vision
 from ...export.inputs import GraphConfig
-from ...export.lower.cuda_fp8 import INPUT_STEP, LONG_RUN
 from ...export.prompt import prompt_tokens
 from ...export.quantize.apply import quantize
 from ...export.quantize.kv_cache import CACHE_TYPES
 from ...export.quantize.plain import default_recipe, linear_weights, table_recipe
 from ...export.recipe import FORMAT, FORMAT_MAJOR, FORMAT_MINOR, GraphRecipe, KVCacheRecipe, LinearRecipe, Recipe
+from ...export.segments import OWN_FILE, own_weights, save_segments
 from ...export.targets import TARGETS
 from ...export.tensors import TensorRef, expected_shapes
 from ...export.trace import trace
@@ -39,14 +39,13 @@ from ...runtime import contract
 from ...runtime import manifest as manifests
 from ...runtime.bundle import TOKENIZER
 from ...runtime.errors import ExportError
-from ...runtime.manifest import FileEntry, GraphEntry, LongForm, Manifest, ModelFacts, Source
+from ...runtime.manifest import FileEntry, GraphEntry, Manifest, ModelFacts, Source
 from ..random_checkpoint import make_checkpoint
 from .shape import MAX_CONTEXT, TEXT_7B, VISION_7B
+from .weights import cache_scale
 
 WEIGHTS_FREE = "0" * 64
 """In place of a hash: the files that it would name are drawn later."""
-HIGHEST = 5.0
-"""Largest key or value that a quantized cache holds, in deviations."""
 
 
 def write_skeleton(
@@ -66,8 +65,7 @@ def write_skeleton(
     with tempfile.TemporaryDirectory() as small:
         checkpoint = _shaped(Checkpoint.open(make_checkpoint(Path(small) / "checkpoint")), text, vision)
         (folder / TOKENIZER).write_bytes((checkpoint.path / TOKENIZER).read_bytes())
-        plain = _fp8_recipe(checkpoint) if precision == "fp8" else default_recipe(checkpoint, precision)
-        recipe = _recipe(plain, kv_cache, text)
+        recipe = _recipe(checkpoint, precision, kv_cache)
         facts = _model_facts(checkpoint, MAX_CONTEXT, target.cache_dtype(recipe))
         traced = contract.signatures(_model_facts(checkpoint, MAX_CONTEXT).sizes())
         sizes: dict[str, int] = {}
@@ -77,28 +75,23 @@ def write_skeleton(
             bind_weights(model, checkpoint, dtype)
             if recipe is not None:
                 quantize(model, recipe, name, target.numbers)
-            forms = lower_forms(model, name, target, recipe)
+            forms = lower_forms(model, name, target, text)
             signature = contract.signatures(facts.sizes())[name]
-            graphs[name] = GraphEntry(f"{name}.onnx", signature.inputs, signature.outputs)
-            sizes |= _save(forms.short, folder, f"{name}.onnx")
-            if forms.long is not None:
-                sizes |= _save(forms.long, folder, f"{name}_long.onnx")
-                stored, size = _lay_out(forms.shared, f"{name}_shared.data")
-                sizes[f"{name}_shared.data"] = size
-                long = LongForm(f"{name}_long.onnx", LONG_RUN)
-                graphs[name] = replace(graphs[name], long_form=long, weights=shared_weights(forms.shared, stored))
+            plain = GraphEntry(f"{name}.onnx", signature.inputs, signature.outputs, step_form=forms.steps)
+            graphs[name] = _save_forms(plain, name, forms, folder, sizes)
         manifest = _manifest(checkpoint, precision, dtype, facts, graphs, sizes)
     (folder / manifests.FILE_NAME).write_text(manifests.dump(manifest), encoding="utf-8")
 
 
-def _recipe(recipe: Recipe | None, kv_cache: Literal["int8", "fp8"] | None, text: TextFacts) -> Recipe | None:
+def _recipe(checkpoint: Checkpoint, precision: str, kv_cache: Literal["int8", "fp8"] | None) -> Recipe | None:
     """A recipe without its part for the vision encoder: what that computes with is bfloat16 all the same."""
+    recipe = _fp8_recipe(checkpoint) if precision == "fp8" else default_recipe(checkpoint, precision)
     if recipe is None:
         if kv_cache:
             raise ExportError("a float precision has no recipe that could quantize the KV cache")
         return None
     graphs = {name: graph for name, graph in recipe.graphs.items() if name != contract.VISION}
-    return replace(recipe, graphs=graphs, kv_cache=_cache(kv_cache, text) if kv_cache else None)
+    return replace(recipe, graphs=graphs, kv_cache=_cache(kv_cache, checkpoint.text) if kv_cache else None)
 
 
 def _fp8_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -111,7 +104,7 @@ def _fp8_recipe(checkpoint: Checkpoint) -> Recipe:
 
 def _cache(kind: Literal["int8", "fp8"], text: TextFacts) -> KVCacheRecipe:
     """Scales for keys and values of deviation 1, as random weights behind a norm give them."""
-    scale = HIGHEST / CACHE_TYPES[kind].limit
+    scale = cache_scale(CACHE_TYPES[kind].dtype.name.lower())
     rows = ((scale,) * (text.kv_heads * text.head_dim),) * text.layers
     return KVCacheRecipe(kind, rows, rows)
 
@@ -132,44 +125,58 @@ def _makers(text: TextFacts, vision: VisionFacts) -> dict[str, Callable[[], torc
     }
 
 
-def _save(model: ir.Model, folder: Path, file: str) -> dict[str, int]:
-    """Write a graph whose every weight has its place in a file beside it; returns that file's size by its name."""
-    data = f"{file}.data"
-    size = _point_at_file(model, data)
+def _save_forms(entry: GraphEntry, name: str, forms: Forms, folder: Path, sizes: dict[str, int]) -> GraphEntry:
+    """Write a graph's files and add the sizes of those of its weights; returns its entry with all forms."""
+    inside = _save(forms.short, folder, entry.file, sizes)
+    if forms.segments is not None:
+        own = _lay_out(own_weights(forms.segments, inside), OWN_FILE, sizes)
+        block_form, weights = save_segments(forms.segments, inside | own, folder)
+        return replace(entry, block_form=block_form, weights=weights)
+    entry = replace(entry, long_form=write_long(forms, name, folder))
+    stored = _lay_out(forms.shared, shared_file(name), sizes)
+    return replace(entry, weights=shared_weights(forms.shared, stored))
+
+
+def _save(model: ir.Model, folder: Path, file: str, sizes: dict[str, int]) -> dict[str, StoredTensor]:
+    """Write a graph whose every weight has its place in a file beside it, whose size is added; returns the places."""
+    stored = _point_at_file(model, f"{file}.data", sizes)
     ir.save(model, folder / file)
-    return {data: size}
+    return stored
 
 
-def _point_at_file(model: ir.Model, file: str) -> int:
-    """Give every weight its place in `file`; returns the file's size. Scales that need no weight stay."""
+def _point_at_file(model: ir.Model, file: str, sizes: dict[str, int]) -> dict[str, StoredTensor]:
+    """Give every weight its place in `file`, whose size is added. Scales that need no weight stay, and sizes."""
     known = {f"{value.name}_scale" for value in model.graph.inputs}
     large: dict[str, ir.TensorProtocol] = {}
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.LazyTensor):
             continue
-        if value.name in known or str(value.name).endswith(INPUT_STEP):
+        sizes_alone = tensor.dtype == ir.DataType.INT64
+        if sizes_alone or value.name in known:
             value.const_value = ir.tensor(tensor.numpy(), name=value.name)
         else:
             large[str(value.name)] = tensor
-    stored, size = _lay_out(large, file)
+    stored = _lay_out(large, file, sizes)
     for name, place in stored.items():
         tensor = large[name]
         shape = ir.Shape(tensor.shape.numpy())
         model.graph.initializers[name].const_value = ir.ExternalTensor(
             file, place.offset, place.length, tensor.dtype, shape=shape, name=name
         )
-    return size
+    return stored
 
 
-def _lay_out(tensors: Mapping[str, ir.TensorProtocol], file: str) -> tuple[dict[str, StoredTensor], int]:
-    """A place in `file` for each tensor, and the file's size."""
+def _lay_out(tensors: Mapping[str, ir.TensorProtocol], file: str, sizes: dict[str, int]) -> dict[str, StoredTensor]:
+    """A place in `file` for each tensor; the file's size is added where there is one."""
     stored, end = {}, 0
     for name, tensor in tensors.items():
         offset = -(-end // ALIGNMENT) * ALIGNMENT
         stored[name] = StoredTensor(file, offset, tensor.nbytes)
         end = offset + tensor.nbytes
-    return stored, end
+    if stored:
+        sizes[file] = end
+    return stored
 
 
 def _manifest(

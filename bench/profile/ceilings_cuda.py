@@ -9,8 +9,9 @@ import numpy as np
 import onnxruntime as ort
 
 from ...runtime.engines.device_memory import DeviceBuffer, itemsize
-from ...runtime.engines.onnxruntime_cuda import OrtCudaEngine, OrtCudaGraph
+from ...runtime.engines.onnxruntime_cuda import OrtCudaEngine
 from ...runtime.engines.ort_cuda_checks import PROVIDER
+from ...runtime.engines.ort_cuda_graph import OrtCudaGraph
 from ...runtime.engines.ort_session import failure
 from .ceilings import QUIET, ROUNDS, one_operator, result_shape
 from .report import Ceilings

@@ -41,7 +41,9 @@ class Counter:
 
     def _graph(self, name: str) -> Graph:
         if name not in self._graphs:
-            self._graphs[name] = read(self._bundle.file(self._bundle.manifest.graphs[name].file))
+            entry = self._bundle.manifest.graphs[name]
+            bound = {weight.name for weight in entry.weights}
+            self._graphs[name] = read(self._bundle.file(entry.file), bound)
         return self._graphs[name]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -74,23 +74,17 @@ class Graph:
     outputs: tuple[str, ...]
 
 
-def read(file: Path) -> Graph:
-    """Read a graph's nodes and the shapes of its weights, which stay on disk."""
-    return from_model(onnx.load(str(file), load_external_data=False))
+def read(file: Path, bound: Collection[str] = ()) -> Graph:
+    """Read a graph's nodes and the shapes of its weights, which stay on disk; `bound` are inputs that are weights."""
+    return from_model(onnx.load(str(file), load_external_data=False), bound)
 
 
-def from_model(model: onnx.ModelProto) -> Graph:
+def from_model(model: onnx.ModelProto, bound: Collection[str] = ()) -> Graph:
     """A graph from a model in memory."""
     weights = {tensor.name: _weight(tensor) for tensor in model.graph.initializer}
-    weights |= {port.name: _bound_weight(port) for port in model.graph.input if _is_weight(port)}
+    weights |= {port.name: _bound_weight(port) for port in model.graph.input if port.name in bound}
     inputs = {port.name: port.type.tensor_type.elem_type for port in model.graph.input if port.name not in weights}
     return Graph(model.graph.node, weights, inputs, tuple(port.name for port in model.graph.output))
-
-
-def _is_weight(port: onnx.ValueInfoProto) -> bool:
-    """Matrices of fp8 are weights that two files share (`export/forms.py`); a cache has four axes."""
-    kind = port.type.tensor_type
-    return kind.elem_type == TensorProto.FLOAT8E4M3FN and len(kind.shape.dim) == 2
 
 
 def _bound_weight(port: onnx.ValueInfoProto) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,11 +29,11 @@ class PeakClock(Clock):
         self._own = threading.get_ident()
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str, done: Callable[[], None] | None = None) -> Iterator[None]:
         """Keep the peak of a block; stages on other threads share the process's peak."""
         if threading.get_ident() == self._own:
             reset_peak()
-        with super().stage(name):
+        with super().stage(name, done):
             yield
         self._peaks[name] = max(self._peaks.get(name, 0), peak_bytes())
         if self._engine.device != "cpu":

@@ -78,11 +78,13 @@ class SpanClock(Clock):
         self._log = log
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str, done: Callable[[], None] | None = None) -> Iterator[None]:
         """Time a block as part of the stage `name`, and keep when it ran."""
         start = perf_counter()
         try:
             yield
+            if done:
+                done()
         finally:
             end = perf_counter()
             self._seconds[name] += end - start
@@ -105,7 +107,7 @@ class RecordingEngine:
         """A graph by its name in the contract."""
         if name not in self._graphs:
             past = (lambda: self._past) if name == DECODER else (lambda: 0)
-            self._graphs[name] = RecordingGraph(self.wrapped.graph(name), name, past, self._log)
+            self._graphs[name] = RecordingGraph(self.wrapped.graph(name), name, (past, self.wrapped.wait), self._log)
         return self._graphs[name]
 
     def empty(self, shape: Sequence[int], dtype: str = FLOAT) -> Buffer:
@@ -126,6 +128,10 @@ class RecordingEngine:
         """As the wrapped engine's."""
         self.wrapped.copy(source, target)
 
+    def wait(self) -> None:
+        """As the wrapped engine's."""
+        self.wrapped.wait()
+
     def free_bytes(self) -> int:
         """As the wrapped engine's."""
         return self.wrapped.free_bytes()
@@ -134,15 +140,18 @@ class RecordingEngine:
 class RecordingGraph:
     """A graph whose runs are logged with their input shapes."""
 
-    def __init__(self, graph: Graph, name: str, past: Callable[[], int], log: Log) -> None:
-        self._graph, self.name, self._past, self._log = graph, name, past, log
+    def __init__(self, graph: Graph, name: str, engine: tuple[Callable[[], int], Callable[[], None]], log: Log) -> None:
+        """`engine` says how many rows the cache has, and waits for a run."""
+        self._graph, self.name, self._log = graph, name, log
+        self._past, self._wait = engine
         self._watched: tuple[str, ...] = ()
         self._caches: tuple[str, ...] = ()
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        """Run, and log it. On a device the run must be complete when it returns, as the runtime's are."""
+        """Run, wait for it, and log it."""
         start = perf_counter()
         self._graph.run(inputs, outputs)
+        self._wait()
         end = perf_counter()
         if not self._watched:
             # All caches have one shape by the contract: looking at two inputs a layer would cost more than the rest.
@@ -160,7 +169,7 @@ class RecordingGraph:
 def seconds_per_span(count: int = 2000) -> float:
     """What recording one stage or graph run costs, in seconds (mean over `count` empty ones of both)."""
     log, graph = Log(), _NoGraph()
-    recorded = RecordingGraph(graph, "empty", lambda: 0, log)
+    recorded = RecordingGraph(graph, "empty", (lambda: 0, lambda: None), log)
     extra_s = _cost(recorded, SpanClock(log), count) - _cost(graph, Clock(), count)
     return max(0.0, extra_s) / (2 * count)
 

@@ -202,7 +202,8 @@ def _product(left: int, right: int, kind: Callable[[Step], int]) -> Rule:
     def rule(step: Step, _: int) -> Sequence[Tensor]:
         a, b = step.input(left).shape, step.input(right).shape
         batch = np.broadcast_shapes(a[:-2], b[:-2])
-        return [Tensor((*batch, *a[-2:-1], *b[-1:]), kind(step))]
+        columns = b[-2:-1] if step.attributes.get("transB") else b[-1:]
+        return [Tensor((*batch, *a[-2:-1], *columns), kind(step))]
 
     return rule
 
@@ -284,6 +285,5 @@ RULES: dict[str, Rule] = (
         "QLinearMatMul": _product(0, 3, _kind(7)),
         "MatMulNBits": _packed_product,
         "MatMulBlockQuantizedFp8Weight": _fp8_weight_product,
-        "GemmFloat8": _fp8_product,
     }
 )

@@ -140,7 +140,7 @@ def _each(per_element: int) -> Callable[[Step, int], int]:
     return lambda step, _: per_element * step.outputs[0].elements if step.input(0).is_float else 0
 
 
-_FP8_PRODUCTS = {"MatMulBlockQuantizedFp8Weight": 0, "GemmFloat8": 0}
+_FP8_PRODUCTS = {"MatMulBlockQuantizedFp8Weight": 0}
 _PRODUCTS = _FP8_PRODUCTS | {
     "MatMul": 0,
     "FusedMatMul": 0,

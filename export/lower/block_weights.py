@@ -36,11 +36,6 @@ def fp8_product(graph: ir.Graph, linear: QuantizedLinear, block: int) -> ir.Node
     return ir.node(name, inputs, {"block_size": block}, domain=MICROSOFT, name=f"{linear.name}/{name}")
 
 
-def fp8_rows(graph: ir.Graph, linear: QuantizedLinear) -> ir.Value:
-    """A Linear's fp8 numbers [out, in], the ones that `fp8_product` reads."""
-    return PackedWeight(linear.weight, linear.scale, linear.input_axis, 0, linear.inputs).row_initializer(graph)
-
-
 def block_look_up(graph: ir.Graph, table: QuantizedTable, block: int) -> ir.Value:
     """Rows of a table; the columns that fill up its last block are cut off."""
     packed = PackedWeight(table.weight, table.scale, 1, table.block, block)

@@ -8,7 +8,8 @@
     windowed attention of the vision encoder             ->  PackedMultiHeadAttention (`export/lower/cuda_vision.py`)
     biases of its wide products                          ->  a column of ones (`export/lower/cuda_bias.py`)
     quantized weights                                    ->  MatMulNBits (`export/lower/cuda_quantized.py`)
-    fp8 MLPs of long runs, in a file of their own        ->  GemmFloat8 (`export/lower/cuda_fp8.py`)
+    a layer of an fp8 decoder up to its MLP, for long runs  (`export/lower/cuda_fp8.py`)
+    float matrices that kernels of our own read as well  ->  FusedMatMul by rows (`export/lower/cuda_rows.py`)
 
 The decoder's steps run as CUDA graphs, which allow no copy between host and device: what is computed from shapes stays
 on the host, what is computed from `past_length` on the device, and nothing mixes the two. Gate and up stay apart: side
@@ -28,7 +29,6 @@ from . import cached_attention, cpu
 from .block_weights import MICROSOFT
 from .cuda_align import align_inner_width
 from .cuda_bias import fold_biases
-from .cuda_fp8 import multiply_in_fp8
 from .cuda_half import multiply_in_half
 from .cuda_pack import pack_projections
 from .cuda_quantized import dequantize, lower_quantized
@@ -40,12 +40,6 @@ def lower(model: ir.Model) -> ir.Model:
     """The portable model rewritten in place for ONNX Runtime's CUDA provider."""
     _fuse(model)
     return _finished(model)
-
-
-def lower_long(model: ir.Model) -> ir.Model | None:
-    """A portable decoder rewritten in place for long runs alone; None where `lower`'s form is as fast for them."""
-    _fuse(model)
-    return _finished(model) if multiply_in_fp8(model) else None
 
 
 def _fuse(model: ir.Model) -> None:

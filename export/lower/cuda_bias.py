@@ -63,7 +63,8 @@ def fold_biases(model: ir.Model) -> None:
     }
     if not worth:
         return
-    column = _column(model.graph, _dtype(next(iter(worth.values()))[0].weight))
+    first = next(iter(worth.values()))[0]
+    column = _column(model.graph, first)
     for x, products in worth.items():
         _fold(model.graph, x, column, products)
 
@@ -90,17 +91,16 @@ def _parts(total: ir.Value, width: int) -> tuple[Part, ...]:
     return (Part(total, 0, width),)
 
 
-def _column(graph: ir.Graph, dtype: ir.DataType) -> ir.Value:
-    """1, 0, 0 ... for every patch: [G, N, COLUMNS]."""
-    patches = next(value for value in graph.inputs if value.name == "patches")
-    op = Nodes()
+def _column(graph: ir.Graph, product: BiasedProduct) -> ir.Value:
+    """1, 0, 0 ... for every row of the first product: [..., COLUMNS]."""
+    op, dtype = Nodes(), _dtype(product.weight)
     first = np.zeros(COLUMNS, np.float32)
     first[0] = 1
     row = op.Cast(op.Constant(value=ir.tensor(first)), to=dtype)
-    sizes = op.Concat(op.Shape(patches, start=0, end=2), constant(op, [COLUMNS]), axis=0)
+    sizes = op.Concat(op.Shape(product.x, start=0, end=-1), constant(op, [COLUMNS]), axis=0)
     ones = op.Expand(row, sizes)
     ones.type = ir.TensorType(dtype)
-    graph.insert_before(graph[0], list(op.nodes))
+    graph.insert_before(product.node, list(op.nodes))
     return ones
 
 
@@ -116,7 +116,7 @@ def _fold(graph: ir.Graph, x: ir.Value, column: ir.Value, products: list[BiasedP
             out = op.MatMul(wide, _affine(graph, product, part))
             out.type, out.shape = part.result.type, part.result.shape
             graph.insert_before(product.node, list(op.nodes))
-            part.result.replace_all_uses_with(out)
+            part.result.replace_all_uses_with(out, replace_graph_outputs=True)
 
 
 def _affine(graph: ir.Graph, product: BiasedProduct, part: Part) -> ir.Value:

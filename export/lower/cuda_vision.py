@@ -34,28 +34,28 @@ class Windows:
 def pack_windows(model: ir.Model) -> None:
     """Rewrite the windowed attention of a vision graph in place; a graph without any is left alone."""
     graph = model.graph
-    windowed = [node for node in graph if node.op_type == "Attention" and _is_windowed(node)]
+    windowed = [node for node in graph if node.op_type == "Attention" and is_windowed(node)]
     if not windowed:
         return
     start = graph[0]
     builder = Nodes()
     inputs = {str(value.name): value for value in graph.inputs}
-    rank, order = _orders(builder, inputs["windows"], inputs["window_slots"])
-    windows = _windows(builder, inputs["patches"], inputs["windows"])
+    rank, order = orders(builder, inputs["windows"], inputs["window_slots"])
+    windows = window_runs(builder, inputs["patches"], inputs["windows"])
     for name, axis in (("patches", 1), ("patch_positions", 0)):
-        _reorder_input(builder, inputs[name], order, axis)
+        reorder_input(builder, inputs[name], order, axis)
     graph.insert_before(start, list(builder.nodes))
     for attention in windowed:
         _pack(graph, attention, windows)
-    _restore_order(graph, rank)
+    restore_order(graph, rank)
 
 
-def _is_windowed(node: ir.Node) -> bool:
+def is_windowed(node: ir.Node) -> bool:
     """Only windowed blocks have a mask, and gather their queries."""
     return len(node.inputs) > 3 and node.inputs[3] is not None and _through(node.inputs[0], "Gather")
 
 
-def _orders(op: Nodes, windows: ir.Value, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
+def orders(op: Nodes, windows: ir.Value, slots: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Each patch's place in window order, and the patch at each place, int64 [N] both."""
     filled = op.Cast(op.GreaterOrEqual(windows, constant(op, 0)), to=ir.DataType.INT64)
     counted = op.CumSum(op.Reshape(filled, constant(op, [-1])), constant(op, 0))
@@ -64,7 +64,8 @@ def _orders(op: Nodes, windows: ir.Value, slots: ir.Value) -> tuple[ir.Value, ir
     return rank, op.ScatterElements(slots, rank, patches, axis=0)
 
 
-def _windows(op: Nodes, patches: ir.Value, windows: ir.Value) -> Windows:
+def window_runs(op: Nodes, patches: ir.Value, windows: ir.Value) -> Windows:
+    """Where the runs of all grids' windows end."""
     filled = op.Cast(op.GreaterOrEqual(windows, constant(op, 0)), to=ir.DataType.INT32)
     lengths = op.ReduceSum(filled, constant(op, [1]), keepdims=0)
     grids = op.Shape(patches, start=0, end=1)
@@ -76,22 +77,24 @@ def _windows(op: Nodes, patches: ir.Value, windows: ir.Value) -> Windows:
     return Windows(op.Concat(zero, ends, axis=0), offsets)
 
 
-def _reorder_input(op: Nodes, value: ir.Value, order: ir.Value, axis: int) -> None:
+def reorder_input(op: Nodes, value: ir.Value, order: ir.Value, axis: int) -> ir.Value:
+    """Give all that read an input, but for its shape, its patches in window order."""
     users = [(node, index) for node, index in value.uses() if node.op_type != "Shape"]
     ordered = op.Gather(value, order, axis=axis)
     ordered.type, ordered.shape = value.type, value.shape
     for node, index in users:
         node.replace_input_with(index, ordered)
+    return ordered
 
 
 def _pack(graph: ir.Graph, attention: ir.Node, windows: Windows) -> None:
     """Replace one windowed attention, from behind its Split to before its output projection."""
-    turned, key, value = (_back_to(v, "RotaryEmbedding", "Split") for v in attention.inputs[:3])
+    turned, key, value = (back_to(v, "RotaryEmbedding", "Split") for v in attention.inputs[:3])
     query_node, key_node = turned.producer(), key.producer()
     if query_node is None or key_node is None:
         raise ValueError(f"{attention.name}: queries and keys are not rotated")
-    sources = [_back_to(node.inputs[0], "Split") for node in (query_node, key_node)]
-    result = _forward_to_projection(attention.outputs[0])
+    sources = [back_to(node.inputs[0], "Split") for node in (query_node, key_node)]
+    result = forward_to_projection(attention.outputs[0])
     heads = _axis(attention.inputs[0], 1)
     builder = Nodes()
     cos, sin = (builder.Gather(angles, constant(builder, 0), axis=0) for angles in query_node.inputs[1:3])
@@ -117,7 +120,7 @@ def _attend(op: Nodes, parts: list[ir.Value], windows: Windows, heads: int) -> i
     return op.PackedMultiHeadAttention(*inputs, num_heads=heads, _domain=MICROSOFT)
 
 
-def _restore_order(graph: ir.Graph, rank: ir.Value) -> None:
+def restore_order(graph: ir.Graph, rank: ir.Value) -> None:
     """Put the patches back behind the merger's norm, before they are merged."""
     (norm,) = (node for node, _ in graph.initializers[MERGER_NORM].uses())
     normed = norm.outputs[0]
@@ -130,7 +133,7 @@ def _restore_order(graph: ir.Graph, rank: ir.Value) -> None:
         node.replace_input_with(index, restored)
 
 
-def _back_to(value: ir.Value | None, *operators: str) -> ir.Value:
+def back_to(value: ir.Value | None, *operators: str) -> ir.Value:
     """The value that one of the operators gave, back along first inputs."""
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in operators:
@@ -148,7 +151,7 @@ def _through(value: ir.Value | None, operator: str) -> bool:
     return False
 
 
-def _forward_to_projection(value: ir.Value) -> ir.Value:
+def forward_to_projection(value: ir.Value) -> ir.Value:
     """The value that the output projection reads."""
     while True:
         (node,) = {node for node, _ in value.uses()}

@@ -133,6 +133,9 @@ class OrtCpuEngine:
         """Copy a [1, H, R, d] buffer over the first R rows of a [1, H, C, d] one."""
         _array(target)[:, :, : source.shape[2]] = _array(source)
 
+    def wait(self) -> None:
+        """Nothing: every run is done when it returns."""
+
     def free_bytes(self) -> int:
         """Memory that this process may still take."""
         return available_bytes()

@@ -1,167 +1,40 @@
-"""The engine over ONNX Runtime's CUDA provider: everything stays in device memory, steps are CUDA graphs.
+"""The engine over ONNX Runtime's CUDA provider and kernels of our own: everything stays in device memory.
 
-A CUDA graph replays fixed addresses. So the decoder's one-token runs go through small fixed buffers: embedding,
-position and length are copied in, the hidden state out, a few KB on the device's own stream, and the replay launches
-some 500 kernels at once. A graph belongs to the KV cache and the number of tokens that it was captured with.
+All work is on one stream. What is queued later runs later, whoever queued it.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import onnxruntime as ort
 
 from .. import contract
 from ..bundle import Bundle
-from ..contract import FLOAT, cache_output
+from ..contract import FLOAT, Port, Signature
 from ..engine import Array, Buffer
 from ..errors import BundleError, ResourceError
-from ..manifest import GraphEntry, StoredWeight
+from ..manifest import GraphEntry, StoredWeight, VisionForm
 from . import bfloat16
-from .cuda import Gpu
-from .cuda_runs import ROW_BYTES, RowBytes, plan_runs
+from .cuda_decoder import OrtCudaDecoder
+from .cuda_kernels import KernelGpu
+from .cuda_long import LongRuns
+from .cuda_runs import RowBytes, plan_runs
+from .cuda_steps import StepKernels
+from .cuda_vision import VisionSegments
 from .device_memory import DeviceBuffer, Pool, itemsize
 from .ort_cuda_checks import FP8_CAPABILITY, PROVIDER, check_device, check_nodes, check_provider
-from .ort_session import check_ports, check_version, failure, first_line
+from .ort_cuda_graph import OrtCudaGraph, device_buffer
+from .ort_session import check_ports, check_version, first_line
 
-ONNX_TYPES = {
-    **{"float32": 1, "float16": 10, "bfloat16": 16, "float8e4m3fn": 17},
-    **{"uint8": 2, "int8": 3, "int32": 6, "int64": 7},
-}
-"""Numbers of onnx.TensorProto.DataType."""
-
-NO_GRAPH = -1
-CAPTURED_TOKENS = 8
-"""Tokens of the longest runs that are captured: a step's, and those of the forced answer behind a reflection."""
-MAX_GRAPHS = 16
-"""Captured graphs that are kept, those lately used; each holds some MB."""
+CudaGraph = OrtCudaGraph | VisionSegments
+Buffers = Mapping[str, DeviceBuffer]
 
 QUIET = 4  # only "fatal" is logged: failures come back as exceptions, which we word ourselves
-
-
-def _device_buffer(buffer: Buffer) -> DeviceBuffer:
-    if not isinstance(buffer, DeviceBuffer):
-        raise TypeError(f"a {type(buffer).__name__} is not this engine's")
-    return buffer
-
-
-class OrtCudaGraph:
-    """One session with its binding."""
-
-    def __init__(
-        self, session: ort.InferenceSession, name: str, weights: Mapping[str, DeviceBuffer] = MappingProxyType({})
-    ) -> None:
-        """`weights` are inputs that stay the same: those that several sessions read."""
-        self._session, self._name, self._weights = session, name, weights
-        self._binding = self._new_binding()
-
-    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        """Run from bound inputs into bound outputs."""
-        self._bind(self._binding, inputs, outputs)
-        self._run(self._binding, NO_GRAPH)
-
-    def row_bytes(self) -> int:
-        """Bytes of intermediate values for each row of a run; 0 where the file does not say."""
-        count = self._session.get_modelmeta().custom_metadata_map.get(ROW_BYTES, "0")
-        return int(count) if count.isdecimal() else 0
-
-    def _new_binding(self) -> ort.IOBinding:
-        binding = self._session.io_binding()
-        self._bind(binding, self._weights, {})
-        return binding
-
-    def _bind(self, binding: ort.IOBinding, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        for bind, buffers in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
-            for name, buffer in buffers.items():
-                found = _device_buffer(buffer)
-                bind(name, "cuda", 0, ONNX_TYPES[found.dtype], found.shape, found.address)
-
-    def _run(self, binding: ort.IOBinding, graph_id: int) -> None:
-        options = ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(graph_id))
-        try:
-            self._session.run_with_iobinding(binding, options)
-        except Exception as error:  # ONNX Runtime's own exception types are not public
-            raise failure(self._name, error) from error
-
-
-class StepGraph:
-    """A captured run: its number, its binding, and the fixed buffers that it reads and writes."""
-
-    def __init__(self, number: int, binding: ort.IOBinding, inputs: dict[str, DeviceBuffer], hidden: DeviceBuffer):
-        self.number, self.binding, self.inputs, self.hidden = number, binding, inputs, hidden
-
-
-@dataclass(frozen=True)
-class LongRuns:
-    """The decoder's form for runs of `tokens` or more, over the same weights."""
-
-    graph: OrtCudaGraph
-    tokens: int
-
-
-class OrtCudaDecoder(OrtCudaGraph):
-    """The decoder: runs of one token are captured once for each KV cache, then replayed; long runs may have a form."""
-
-    def __init__(
-        self,
-        session: ort.InferenceSession,
-        engine: OrtCudaEngine,
-        weights: Mapping[str, DeviceBuffer] = MappingProxyType({}),
-        long: LongRuns | None = None,
-    ) -> None:
-        super().__init__(session, contract.DECODER, weights)
-        self._engine, self._long = engine, long
-        self._steps: OrderedDict[Hashable, StepGraph] = OrderedDict()
-        self._captured = 0
-
-    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        """Run from bound inputs into bound outputs."""
-        tokens = inputs["embeddings"].shape[1]
-        if self._long and tokens >= self._long.tokens:
-            self._long.graph.run(inputs, outputs)
-            return
-        if tokens > CAPTURED_TOKENS:
-            super().run(inputs, outputs)
-            return
-        step = self._step(inputs)
-        for name, fixed in step.inputs.items():
-            self._engine.move(_device_buffer(inputs[name]), fixed)
-        self._run(step.binding, step.number)
-        self._engine.move(step.hidden, _device_buffer(outputs["hidden_post_norm"]))
-
-    def row_bytes(self) -> int:
-        """Of the form that takes more."""
-        return max(super().row_bytes(), self._long.graph.row_bytes() if self._long else 0)
-
-    def _step(self, inputs: Mapping[str, Buffer]) -> StepGraph:
-        """The graph for this KV cache and so many tokens; a new one is captured by its first run."""
-        caches = {name: _device_buffer(buffer) for name, buffer in inputs.items() if "_cache." in name}
-        tokens = inputs["embeddings"].shape[1]
-        key = (tokens, *((buffer.address, buffer.shape) for buffer in caches.values()))
-        if key not in self._steps:
-            self._steps[key] = self._new_step(inputs, caches)
-            if len(self._steps) > MAX_GRAPHS:
-                _, oldest = self._steps.popitem(last=False)
-                self._session.release_captured_graph(oldest.number)
-        self._steps.move_to_end(key)
-        return self._steps[key]
-
-    def _new_step(self, inputs: Mapping[str, Buffer], caches: Mapping[str, DeviceBuffer]) -> StepGraph:
-        small = {name: _device_buffer(buffer) for name, buffer in inputs.items() if name not in caches}
-        fixed = {name: self._engine.buffer(buffer.shape, buffer.dtype) for name, buffer in small.items()}
-        hidden = self._engine.buffer(small["embeddings"].shape, small["embeddings"].dtype)
-        binding = self._new_binding()
-        updated = {cache_output(name): buffer for name, buffer in caches.items()}
-        self._bind(binding, fixed | dict(caches), {"hidden_post_norm": hidden, **updated})
-        self._captured += 1
-        return StepGraph(self._captured, binding, fixed, hidden)
 
 
 class OrtCudaEngine:
@@ -176,7 +49,7 @@ class OrtCudaEngine:
         manifest = bundle.manifest
         check_provider(bundle)
         check_version(manifest.engine.get("onnxruntime", "0"), "onnxruntime-gpu")
-        self._gpu = Gpu(index)
+        self._gpu = KernelGpu(index)
         check_device(self._gpu.facts())
         self._pool = Pool(self._gpu)
         self._float = manifest.activation
@@ -192,7 +65,7 @@ class OrtCudaEngine:
         """How often device memory was asked for outside ONNX Runtime so far; it stays once all sizes were met."""
         return self._pool.allocations
 
-    def graph(self, name: str) -> OrtCudaGraph:
+    def graph(self, name: str) -> CudaGraph:
         """A graph by its name in the contract."""
         return self._graphs[name]
 
@@ -224,7 +97,7 @@ class OrtCudaEngine:
 
     def download(self, buffer: Buffer) -> Array:
         """The buffer on the host; floats as float32."""
-        source = _device_buffer(buffer)
+        source = device_buffer(buffer)
         array = np.empty(source.shape, np.uint16 if source.dtype == "bfloat16" else source.dtype)
         self._gpu.download(source.address, array.ctypes.data, array.nbytes)
         if source.dtype == "bfloat16":
@@ -233,7 +106,7 @@ class OrtCudaEngine:
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         """Copy a [1, H, R, d] buffer over the first R rows of a [1, H, C, d] one."""
-        old, new = _device_buffer(source), _device_buffer(target)
+        old, new = device_buffer(source), device_buffer(target)
         heads = old.shape[1]
         pitches = (old.nbytes // heads, new.nbytes // heads)
         self._gpu.copy_pieces(old.address, new.address, pitches[0], pitches, heads)
@@ -241,6 +114,10 @@ class OrtCudaEngine:
     def move(self, source: DeviceBuffer, target: DeviceBuffer) -> None:
         """Copy a whole buffer into one of the same size."""
         self._gpu.copy(source.address, target.address, source.nbytes)
+
+    def wait(self) -> None:
+        """Until everything queued is done."""
+        self._gpu.wait()
 
     def free_bytes(self) -> int:
         """Memory that can be had on the device now."""
@@ -259,23 +136,68 @@ class OrtCudaEngine:
                 "stop what else runs there, or export with --precision int4"
             )
 
-    def _open(self, bundle: Bundle, name: str, entry: GraphEntry) -> OrtCudaGraph:
+    def _open(self, bundle: Bundle, name: str, entry: GraphEntry) -> CudaGraph:
         weights = {weight.name: self._load(bundle, weight) for weight in entry.weights}
-        capture = name == contract.DECODER
-        session = self._session(bundle, name, entry, capture)
-        if not capture:
-            return OrtCudaGraph(session, name, weights)
-        return OrtCudaDecoder(session, self, weights, self._open_long(bundle, name, entry, weights))
+        if entry.block_form is not None:
+            return self._open_segments(bundle, entry, entry.block_form, weights)
+        if name != contract.DECODER:
+            return OrtCudaGraph(self._session(bundle, name, entry), name, weights)
+        kernels = self._step_kernels(bundle, entry, weights)
+        session = self._session(bundle, name, entry, capture=kernels is None)
+        long = self._long_runs(bundle, entry, weights, kernels) if kernels else None
+        return OrtCudaDecoder(session, self, weights, long, kernels)
 
-    def _open_long(
-        self, bundle: Bundle, name: str, entry: GraphEntry, weights: Mapping[str, DeviceBuffer]
-    ) -> LongRuns | None:
-        """The form for long runs, where the bundle has one and the GPU its instructions."""
-        form = entry.long_form
-        if form is None or self._gpu.facts().capability < FP8_CAPABILITY:
+    def _open_segments(self, bundle: Bundle, entry: GraphEntry, form: VisionForm, weights: Buffers) -> VisionSegments:
+        """The vision encoder in segments around our own attention."""
+        own = [{port: weights[name] for port, name in zip(form.inputs, names, strict=True)} for names in form.blocks]
+        ports = contract.vision_segments(entry.signature(), form.heads, form.head_dim)
+        start, block, end = (
+            self._part(bundle, file, ports[name], bound)
+            for file, name, bound in (
+                (form.start, contract.VISION_START, {}),
+                (form.block, contract.VISION_BLOCK, own[0]),
+                (form.end, contract.VISION_END, {}),
+            )
+        )
+        ends = (OrtCudaGraph(start, form.start), OrtCudaGraph(end, form.end))
+        blocks = [OrtCudaGraph(block, form.block, bound) for bound in own]
+        return VisionSegments(self._gpu, self._pool, bundle.manifest.activation, form, ends, blocks)
+
+    def _step_kernels(self, bundle: Bundle, entry: GraphEntry, weights: Buffers) -> StepKernels | None:
+        """Our own kernels for steps, where the bundle says what they need and the GPU has their instructions."""
+        rounds = bundle.manifest.model.cache_dtype == "float8e4m3fn"
+        if entry.step_form is None or (rounds and self._gpu.facts().capability < FP8_CAPABILITY):
             return None
-        session = self._session(bundle, name, replace(entry, file=form.file), capture=False)
-        return LongRuns(OrtCudaGraph(session, name, weights), form.tokens)
+        return StepKernels(self._gpu, self._pool, bundle.manifest, entry.step_form, weights)
+
+    def _long_runs(
+        self, bundle: Bundle, entry: GraphEntry, weights: Buffers, kernels: StepKernels
+    ) -> LongRuns | None:  # fmt: skip
+        """Long runs with fp8 products, where the bundle has them and the GPU too."""
+        form, steps = entry.long_form, entry.step_form
+        if form is None or steps is None or self._gpu.facts().capability < FP8_CAPABILITY:
+            return None
+        first = steps.layers[0].names()
+        session = _session(bundle.file(form.file), self._provider_options(capture=False))
+        read = {port.name for port in session.get_inputs()}
+        own = [
+            {port: weights[name] for port, name in zip(first, layer.names(), strict=True) if port in read}
+            for layer in steps.layers
+        ]
+        self._check_part(session, form.file, contract.layer_attention(entry.signature()), own[0])
+        attention = [OrtCudaGraph(session, form.file, bound) for bound in own]
+        return LongRuns(self._gpu, self._pool, bundle.manifest, (steps, form), kernels, attention)
+
+    def _part(self, bundle: Bundle, file: str, wanted: Signature, weights: Buffers) -> ort.InferenceSession:
+        """A graph that is part of one of the contract's, whose weights are inputs behind those."""
+        session = _session(bundle.file(file), self._provider_options(capture=False))
+        self._check_part(session, file, wanted, weights)
+        return session
+
+    def _check_part(self, session: ort.InferenceSession, file: str, wanted: Signature, weights: Buffers) -> None:
+        check_nodes(session, file)
+        bound = (Port(name, buffer.shape, buffer.dtype) for name, buffer in weights.items())
+        check_ports(session, file, replace(wanted, inputs=(*wanted.inputs, *bound)), self._float)
 
     def _load(self, bundle: Bundle, weight: StoredWeight) -> DeviceBuffer:
         """A weight's bytes, from its file to the device."""
@@ -284,10 +206,14 @@ class OrtCudaEngine:
         self._gpu.upload(source.ctypes.data, target.address, weight.nbytes)
         return target
 
-    def _session(self, bundle: Bundle, name: str, entry: GraphEntry, capture: bool) -> ort.InferenceSession:
+    def _session(self, bundle: Bundle, name: str, entry: GraphEntry, capture: bool = False) -> ort.InferenceSession:
         session = _session(bundle.file(entry.file), self._provider_options(capture))
         check_nodes(session, name)
-        check_ports(session, name, entry.file_signature(), bundle.manifest.activation)
+        read = {port.name for port in session.get_inputs()}
+        unread = {weight.name for weight in entry.weights} - read
+        wanted = entry.file_signature()
+        inputs = tuple(port for port in wanted.inputs if port.name not in unread)
+        check_ports(session, name, replace(wanted, inputs=inputs), bundle.manifest.activation)
         return session
 
     def _provider_options(self, capture: bool) -> dict[str, str]:

@@ -128,6 +128,9 @@ class TensorRTEngine:
         pitches = (old.nbytes // heads, new.nbytes // heads)
         self.gpu.copy_pieces(old.address, new.address, pitches[0], pitches, heads)
 
+    def wait(self) -> None:
+        """Nothing: every run is done when it returns."""
+
     def free_bytes(self) -> int:
         """Memory that can be had on the device now."""
         return self._pool.free_bytes()

@@ -15,14 +15,14 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", ["small", "wide-head"])  # steps by ONNX Runtime, and by kernels of our own
 def test_the_gpu_answers_as_the_cpu_does(
-    exports: Exports, tmp_path_factory: pytest.TempPathFactory, precision: str
+    exports: Exports, tmp_path_factory: pytest.TempPathFactory, name: str, precision: str
 ) -> None:
     folder = tmp_path_factory.mktemp("cuda") / precision
-    export_bundle(Checkpoint.open(exports.checkpoint()), folder, ExportPlan("cuda", precision), Silence())
-    on_gpu = reflectrt.load(folder, device="cuda")
-    agreement = compare(
-        answers(on_gpu, colours(20)), answers(reflectrt.load(exports.bundle(), device="cpu"), colours(20))
-    )
+    export_bundle(Checkpoint.open(exports.checkpoint(name)), folder, ExportPlan("cuda", precision), Silence())
+    on_gpu, on_cpu = reflectrt.load(folder, device="cuda"), reflectrt.load(exports.bundle(name), device="cpu")
+    assert (on_gpu.manifest.graphs["decoder"].step_form is not None) == (name == "wide-head")
+    agreement = compare(answers(on_gpu, colours(20)), answers(on_cpu, colours(20)))
     assert agreement.letters_equal_or_tied == 1
     assert min(agreement.reflection_cosine) > 0.999

@@ -8,12 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import make_manifest
+from fakes import FACTS, make_manifest
 from reflectrt.runtime import bundle as bundles
 from reflectrt.runtime.bundle import open_bundle
 from reflectrt.runtime.contract import Port
 from reflectrt.runtime.errors import BundleError, CompatibilityError
-from reflectrt.runtime.manifest import FileEntry, GraphEntry, LongForm, Manifest, StoredWeight, dump
+from reflectrt.runtime.manifest import (
+    FileEntry,
+    GraphEntry,
+    LongForm,
+    Manifest,
+    StepForm,
+    StepLayer,
+    StepLinear,
+    StoredWeight,
+    VisionForm,
+    dump,
+)
 
 WEIGHTS = "decoder.onnx.data"
 
@@ -190,17 +201,61 @@ def shared(name: str = "w", shape: tuple[int, ...] = (2, 8), file: str = WEIGHTS
     return StoredWeight(name, "float8e4m3fn", shape, file, offset)
 
 
-def with_weights(folder: Path, *weights: StoredWeight, long_form: LongForm | None = None) -> None:
+def with_weights(
+    folder: Path, *weights: StoredWeight, long_form: LongForm | None = None, step_form: StepForm | None = None
+) -> None:
     manifest = open_bundle(folder).manifest
-    decoder = replace(manifest.graphs["decoder"], weights=weights, long_form=long_form)
+    decoder = replace(manifest.graphs["decoder"], weights=weights, long_form=long_form, step_form=step_form)
     write(folder, replace(manifest, graphs=manifest.graphs | {"decoder": decoder}))
 
 
-def test_a_graph_may_have_a_form_for_long_runs_and_weights_of_both(folder: Path) -> None:
-    with_weights(folder, shared(), long_form=LongForm("head.onnx", 64))
+LINEAR = StepLinear("w", None)
+LAYER = StepLayer("n", LINEAR, "b", LINEAR, "n", LINEAR, LINEAR, LINEAR, ())
+STEPS = StepForm(3, 1e-6, 1e6, (1,), (LAYER,) * FACTS.layers, "n")
+"""Of three heads over the made-up model's one of keys and values."""
+NUMBERS = (
+    shared(),
+    shared("n", (FACTS.hidden,), offset=32),
+    shared("b", (5 * FACTS.head_dim,), offset=36),
+)
+LONG = LongForm("head.onnx", 64, ((0.5, 2.0),) * FACTS.layers)
+
+
+def test_a_graph_may_have_forms_for_steps_and_long_runs(folder: Path) -> None:
+    with_weights(folder, *NUMBERS, long_form=LONG, step_form=STEPS)
     entry = open_bundle(folder).manifest.graphs["decoder"]
     assert entry.files() == ("decoder.onnx", "head.onnx", WEIGHTS)
-    assert entry.file_signature().inputs == (*entry.inputs, Port("w", (2, 8), "float8e4m3fn"))
+    assert entry.file_signature().inputs[len(entry.inputs)] == Port("w", (2, 8), "float8e4m3fn")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        replace(STEPS, layers=STEPS.layers[:1]),
+        replace(STEPS, heads=0),
+        replace(STEPS, heads=4),
+        replace(STEPS, mrope_section=(2,)),
+        replace(STEPS, norm="b"),
+        replace(STEPS, norm="absent"),
+        replace(STEPS, layers=(LAYER, replace(LAYER, bias="n"))),
+        replace(STEPS, layers=(LAYER, replace(LAYER, qkv=StepLinear("absent", None)))),
+        replace(STEPS, layers=(LAYER, replace(LAYER, cache_scales=("n", "n")))),
+    ],
+)
+def test_steps_must_fit_the_model(folder: Path, steps: StepForm) -> None:
+    with_weights(folder, *NUMBERS, step_form=steps)
+    assert "the steps of graph decoder do not fit the model's sizes" in refusal(folder)
+
+
+@pytest.mark.parametrize("mlp_steps", [((0.5, 2.0),), ((0.5, 0.0),) * 2, ((-1.0, 1.0),) * 2])
+def test_long_runs_must_fit_the_steps(folder: Path, mlp_steps: tuple[tuple[float, float], ...]) -> None:
+    with_weights(folder, *NUMBERS, long_form=replace(LONG, mlp_steps=mlp_steps), step_form=STEPS)
+    assert "do not fit its steps" in refusal(folder)
+
+
+def test_long_runs_need_steps(folder: Path) -> None:
+    with_weights(folder, *NUMBERS, long_form=LONG)
+    assert "the long runs of graph decoder do not fit its steps" in refusal(folder)
 
 
 SIZE = 50 * len(WEIGHTS)
@@ -234,13 +289,41 @@ def test_files_of_weights_stay_in_the_bundle(folder: Path) -> None:
 
 
 def test_files_of_weights_and_forms_have_hashes(folder: Path) -> None:
-    with_weights(folder, long_form=LongForm("decoder_long.onnx", 64))
+    with_weights(folder, long_form=replace(LONG, file="decoder_long.onnx"))
     assert "lists no hash for decoder_long.onnx" in refusal(folder)
 
 
 def test_a_form_for_runs_of_no_tokens_is_refused(folder: Path) -> None:
-    with_weights(folder, long_form=LongForm("head.onnx", 0))
+    with_weights(folder, long_form=replace(LONG, tokens=0))
     assert "a form for runs of 0 tokens" in refusal(folder)
+
+
+def with_blocks(folder: Path, weights: tuple[StoredWeight, ...], **changes: Any) -> None:
+    """The vision graph in segments whose files are those of other graphs."""
+    manifest = open_bundle(folder).manifest
+    form = VisionForm("embed.onnx", "decoder.onnx", "head.onnx", 4, 16, ("n",), (("w",), ("w",)), ())
+    vision = replace(manifest.graphs["vision"], weights=weights, block_form=replace(form, **changes))
+    write(folder, replace(manifest, graphs=manifest.graphs | {"vision": vision}))
+
+
+def test_the_vision_graph_may_come_in_segments_as_well(folder: Path) -> None:
+    with_blocks(folder, (shared(),))
+    assert open_bundle(folder).manifest.graphs["vision"].block_form is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"blocks": (("w",), ("v",))}, "lacks the weight 'v'"),
+        ({"blocks": (("w",), ("w", "w"))}, "does not say what its blocks read"),
+        ({"inputs": ("n", "n"), "blocks": (("w", "w"),)}, "does not say what its blocks read"),
+        ({"heads": 0}, "has no heads"),
+        ({"end": "absent.onnx"}, "lists no hash for absent.onnx"),
+    ],
+)
+def test_segments_that_cannot_be_run_are_refused(folder: Path, changes: dict[str, Any], said: str) -> None:
+    with_blocks(folder, (shared(),), **changes)
+    assert said in refusal(folder)
 
 
 def test_facts_and_graphs_must_fit_each_other(folder: Path) -> None:

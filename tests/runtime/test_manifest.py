@@ -6,7 +6,19 @@ from typing import Any
 import pytest
 from fakes import make_manifest
 from reflectrt.runtime.errors import BundleError, CompatibilityError, ReflectRTError
-from reflectrt.runtime.manifest import FileEntry, Reflection, Verification, dump, parse
+from reflectrt.runtime.manifest import (
+    FileEntry,
+    Reflection,
+    StepForm,
+    StepLayer,
+    StepLinear,
+    StoredWeight,
+    Verification,
+    VisionForm,
+    WeightDtype,
+    dump,
+    parse,
+)
 
 FULL = make_manifest(
     verification=Verification(True, {"vision_cosine": 0.9999999}),
@@ -105,9 +117,55 @@ def test_manifests_from_before_format_1_4_have_one_form_and_no_shared_weights() 
     def age(data: dict[str, Any]) -> None:
         data["version"] = [1, 3]
         for graph in data["graphs"].values():
-            del graph["long_form"], graph["weights"]
+            del graph["long_form"], graph["weights"], graph["step_form"], graph["block_form"]
 
     assert parse(changed(age)) == replace(FULL, version=(1, 3))
+
+
+def test_manifests_from_before_format_1_5_have_one_form_and_weights_of_fp8() -> None:
+    weight = StoredWeight("w", "float8e4m3fn", (16, 4), "decoder_shared.data", 0)
+    manifest = replace(
+        FULL, version=(1, 4), graphs=FULL.graphs | {"decoder": replace(FULL.graphs["decoder"], weights=(weight,))}
+    )
+    data = json.loads(dump(manifest))
+    for graph in data["graphs"].values():
+        del graph["step_form"], graph["block_form"]
+    data["graphs"]["decoder"]["long_form"] = {"file": "decoder_long.onnx", "tokens": 2048}
+    assert parse(json.dumps(data)) == manifest
+    data["version"] = [1, 5]
+    assert "is missing" in refusal(json.dumps(data))
+
+
+LINEAR, QUANTIZED = StepLinear("w", None), StepLinear("w", "s")
+LAYER = StepLayer("n", LINEAR, "b", QUANTIZED, "m", LINEAR, LINEAR, QUANTIZED, ("key_cache.0_scale",))
+STEPS = StepForm(7, 1e-6, 1e6, (16, 24, 24), (LAYER,), "norm")
+
+
+def test_steps_are_parsed_back_and_a_wrong_part_is_named() -> None:
+    entry = replace(FULL.graphs["decoder"], step_form=STEPS)
+    text = dump(replace(FULL, graphs=FULL.graphs | {"decoder": entry}))
+    assert parse(text).graphs["decoder"].step_form == STEPS
+    wrong = text.replace('"scales": "s"', '"scales": 3', 1)
+    assert "decoder.step_form.layers[0].output.scales is 3" in refusal(wrong)
+
+
+SEGMENTS = VisionForm("s.onnx", "b.onnx", "e.onnx", 16, 80, ("norm2.weight",), (("a",), ("b",)), (1,))
+
+
+def test_segments_are_parsed_back_and_their_files_are_named() -> None:
+    weights = tuple(StoredWeight(name, "bfloat16", (4,), "vision.onnx.data", 0) for name in ("a", "b"))
+    entry = replace(FULL.graphs["vision"], weights=weights, block_form=SEGMENTS)
+    text = dump(replace(FULL, graphs=FULL.graphs | {"vision": entry}))
+    assert parse(text).graphs["vision"] == entry
+    assert entry.files() == (entry.file, "s.onnx", "b.onnx", "e.onnx", "vision.onnx.data")
+    assert entry.file_signature() == entry.signature()  # the whole graph has its weights inside
+    wrong = text.replace('"heads": 16', '"heads": "16"', 1)
+    assert "vision.block_form.heads is '16'" in refusal(wrong)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2), ("float8e4m3fn", 1), ("uint8", 1)])
+def test_a_weight_s_bytes_are_those_of_its_type(dtype: WeightDtype, size: int) -> None:
+    assert StoredWeight("w", dtype, (3, 5), "f", 0).nbytes == 15 * size
 
 
 @pytest.mark.parametrize("version", [[2, 0], [0, 9]])

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from reflectrt.bench.gpu import parity, reading, work
 from reflectrt.bench.gpu.rival import with_thirds
 from reflectrt.bench.gpu.shape import TEXT_7B, VISION_7B
 from reflectrt.bench.gpu.table import growth, precisions, table
-from reflectrt.bench.gpu.weights import FP8, Blocks, Place, draw, transformers_tensors
+from reflectrt.bench.gpu.weights import FP8, Blocks, Place, cache_scale, draw, transformers_tensors
 from reflectrt.export.lower.cuda_bias import COLUMNS
 
-PRECISIONS = ("bf16", "int8-weights", "fp8", "fp8-fp8-cache", "int4", "int4-int8-cache", "int4-fp8-cache")
+PRECISIONS = ("bf16", "int8-weights", "fp8", "fp8-fp8-cache", "int4", "int4-int8-cache")
 RESULTS = Path(__file__).parents[3] / "bench" / "results"
 
 
@@ -114,6 +115,24 @@ def test_packed_projections_come_apart_for_the_rival() -> None:
         "v_proj": (4, 8),
     }
     assert torch.equal(torch.cat(list(parts.values())), values.t())
+
+
+def test_matrices_stored_by_rows_are_drawn_by_their_inputs_and_are_the_rival_s_as_they_are() -> None:
+    up = replace(place("model.language_model.layers.0.mlp.up_proj.weight", 32, 64), rows=True)
+    values = draw(up, "cpu")
+    assert float(values.std()) == pytest.approx(1 / 8, rel=0.1)
+    ((name, rival),) = transformers_tensors(up, values)
+    assert name == up.name and torch.equal(rival, values)
+    packed = replace(place("model.language_model.layers.0.self_attn.q_proj+k_proj+v_proj.weight", 36, 8), rows=True)
+    values = draw(packed, "cpu")
+    parts = dict(transformers_tensors(packed, values))
+    assert [len(part) for part in parts.values()] == [28, 4, 4]
+    assert torch.equal(torch.cat(list(parts.values())), values)
+
+
+def test_scales_of_a_cache_are_not_drawn() -> None:
+    scale = replace(place("key_cache.0_scale", 1, 4, 1, 8), value=cache_scale("int8"))
+    assert draw(scale, "cpu").unique().tolist() == pytest.approx([5 / 127])
 
 
 def test_agreement_tells_ties_from_differences() -> None:

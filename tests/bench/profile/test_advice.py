@@ -37,6 +37,10 @@ def test_the_precision_to_try(target: str, precision: str, compute: str | None, 
     assert (f"ceiling: --precision {memory} takes less" in token) if memory else "--precision" not in token
 
 
+def test_fp8_helps_a_prefill_on_cuda() -> None:
+    assert ", or --precision fp8" in said("cuda", "bf16", "prefill", "compute")
+
+
 def test_a_context_that_does_not_fit_is_said() -> None:
     tight = Memory({}, 0, 0, 0, 0, {}, {}, 0, 1000, 4000)
     lines = advise([stage("vision", "compute")], WAITS, tight, make_manifest())

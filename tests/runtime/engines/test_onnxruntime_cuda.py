@@ -3,9 +3,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from reflectrt.runtime.engines import onnxruntime_cuda as cuda
+from reflectrt.runtime.engines import cuda_decoder as cuda
+from reflectrt.runtime.engines import ort_cuda_graph as graphs
 from reflectrt.runtime.engines.device_memory import Block, DeviceBuffer, itemsize
 from reflectrt.runtime.errors import ResourceError
+
+NO_GRAPH = -1
 
 
 class FakeBinding:
@@ -15,7 +18,7 @@ class FakeBinding:
     def bind_input(self, name: str, device: str, index: int, kind: int, shape: Any, address: int) -> None:  # noqa: ARG002
         assert (device, index) == ("cuda", 0)
         types = {"positions": "int64", "past_length": "int64", "weight": "float8e4m3fn"}
-        assert kind == cuda.ONNX_TYPES[types.get(name, "bfloat16")]
+        assert kind == graphs.ONNX_TYPES[types.get(name, "bfloat16")]
         self.bound[name] = address
 
     bind_output = bind_input
@@ -35,7 +38,7 @@ class FakeSession:
     def run_with_iobinding(self, binding: FakeBinding, options: Any) -> None:
         if self.error:
             raise RuntimeError(self.error)
-        self.runs.append((int(options.get_run_config_entry("gpu_graph_id")), dict(binding.bound)))
+        self.runs.append((int(options.get_run_config_entry(graphs.GRAPH)), dict(binding.bound)))
 
     def release_captured_graph(self, number: int) -> None:
         self.released.append(number)
@@ -79,24 +82,68 @@ def kv(engine: FakeEngine) -> dict[str, DeviceBuffer]:
 
 def test_long_runs_are_bound_as_they_are() -> None:
     graph, session, engine = decoder()
-    inputs, outputs = buffers(engine, cuda.CAPTURED_TOKENS + 1, kv(engine))
+    inputs, outputs = buffers(engine, cuda.MAX_TOKENS + 1, kv(engine))
     graph.run(inputs, outputs)
     ((number, bound),) = session.runs
-    assert number == cuda.NO_GRAPH
+    assert number == NO_GRAPH
     assert bound == {name: buffer.address for name, buffer in {**inputs, **outputs}.items()}
     assert engine.moves == []
 
 
-def test_long_runs_take_their_form_and_every_run_reads_the_same_weights() -> None:
-    engine, short, long = FakeEngine(), FakeSession(), FakeSession()
+class FakeLong:
+    """The form for long runs."""
+
+    tokens = 64
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+
+    def run(self, inputs: dict[str, DeviceBuffer], outputs: dict[str, DeviceBuffer]) -> None:  # noqa: ARG002
+        self.lengths.append(inputs["embeddings"].shape[1])
+
+
+class FakeKernels:
+    """Steps by kernels of our own: what was captured, and how often it ran."""
+
+    def __init__(self) -> None:
+        self.captured: list[dict[str, int]] = []
+        self.replays = 0
+
+    def capture(self, inputs: dict[str, DeviceBuffer], hidden: DeviceBuffer) -> "FakeKernels":
+        addresses = {name: buffer.address for name, buffer in inputs.items()}
+        self.captured.append({**addresses, "hidden_post_norm": hidden.address})
+        return self
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+def test_a_run_takes_the_form_of_its_length() -> None:
+    engine, session, long, kernels = FakeEngine(), FakeSession(), FakeLong(), FakeKernels()
     weights = {"weight": engine.buffer((16, 4), "float8e4m3fn")}
-    form = cuda.LongRuns(cuda.OrtCudaGraph(long, "decoder", weights), 64)  # type: ignore[arg-type]
-    graph = cuda.OrtCudaDecoder(short, engine, weights, form)  # type: ignore[arg-type]
-    for tokens in (1, 63, 64):
-        graph.run(*buffers(engine, tokens, kv(engine)))
-    assert [number for number, _ in short.runs] == [1, cuda.NO_GRAPH]
-    assert [number for number, _ in long.runs] == [cuda.NO_GRAPH]
-    assert {bound["weight"] for _, bound in short.runs + long.runs} == {weights["weight"].address}
+    graph = cuda.OrtCudaDecoder(session, engine, weights, long, kernels)  # type: ignore[arg-type]
+    caches = kv(engine)
+    for tokens in (1, 8, 9, 63, 64, 65, 1):
+        graph.run(*buffers(engine, tokens, caches))
+    assert [number for number, _ in session.runs] == [NO_GRAPH, NO_GRAPH]  # of 9 and 63
+    assert {bound["weight"] for _, bound in session.runs} == {weights["weight"].address}
+    assert long.lengths == [64, 65]
+    assert len(kernels.captured) == 2 and kernels.replays == 3
+    assert kernels.captured[0]["key_cache.0"] == caches["key_cache.0"].address
+
+
+def test_our_own_steps_read_and_write_fixed_buffers() -> None:
+    engine, kernels = FakeEngine(), FakeKernels()
+    graph = cuda.OrtCudaDecoder(FakeSession(), engine, {}, None, kernels)  # type: ignore[arg-type]
+    inputs, outputs = buffers(engine, 1, kv(engine))
+    graph.run(inputs, outputs)
+    (fixed,) = kernels.captured
+    assert engine.moves == [
+        (inputs["embeddings"].address, fixed["embeddings"]),
+        (inputs["positions"].address, fixed["positions"]),
+        (inputs["past_length"].address, fixed["past_length"]),
+        (fixed["hidden_post_norm"], outputs["hidden_post_norm"].address),
+    ]
 
 
 def test_a_step_replays_one_graph_whose_addresses_never_change() -> None:
@@ -122,7 +169,7 @@ def test_a_step_replays_one_graph_whose_addresses_never_change() -> None:
 def test_every_cache_and_length_has_its_graph_and_old_ones_are_released(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, session, engine = decoder()
     caches = kv(engine)
-    monkeypatch.setattr(cuda, "CAPTURED_TOKENS", 8)
+    monkeypatch.setattr(cuda, "MAX_TOKENS", 8)
     for tokens in (1, 7, 1, 7):
         graph.run(*buffers(engine, tokens, caches))
     assert [number for number, _ in session.runs] == [1, 2, 1, 2]
@@ -141,6 +188,6 @@ def test_a_full_gpu_names_the_setting() -> None:
 
 
 def test_element_sizes_are_those_of_the_types_that_are_bound() -> None:
-    for name in cuda.ONNX_TYPES:
+    for name in graphs.ONNX_TYPES:
         known = ml_dtypes.float8_e4m3fn if name == "float8e4m3fn" else getattr(ml_dtypes, name, name)
         assert itemsize(name) == np.dtype(known).itemsize

@@ -1,0 +1,116 @@
+"""The decoder on CUDA: which of its forms a run takes.
+
+Steps, runs of up to MAX_TOKENS, are our own kernels where the bundle says what they need (`cuda_steps.py`), else
+ONNX Runtime's. A CUDA graph replays fixed addresses. So they go through small fixed buffers: embedding, position and
+length are copied in, the hidden state out, a few KB on the device's own stream, and the replay launches all kernels at
+once. A graph belongs to the KV cache and the number of tokens that it was captured with.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+import onnxruntime as ort
+
+from .. import contract
+from ..contract import cache_output
+from ..engine import Buffer
+from .cuda_long import LongRuns
+from .cuda_steps import MAX_TOKENS, StepKernels
+from .device_memory import DeviceBuffer
+from .ort_cuda_graph import GRAPH, OrtCudaGraph, device_buffer, device_buffers
+
+MAX_GRAPHS = 16
+"""Captured graphs that are kept, those lately used; each holds some MB."""
+
+
+class Memory(Protocol):
+    """Where fixed buffers come from, and how they are filled."""
+
+    def buffer(self, shape: Sequence[int], dtype: str) -> DeviceBuffer:
+        """An uninitialised buffer."""
+
+    def move(self, source: DeviceBuffer, target: DeviceBuffer) -> None:
+        """Copy a whole buffer into one of the same size."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A captured run: the fixed buffers that it reads and writes, how it is run again, and how it is forgotten."""
+
+    inputs: Mapping[str, DeviceBuffer]
+    hidden: DeviceBuffer
+    replay: Callable[[], None]
+    forget: Callable[[], None]
+
+
+class OrtCudaDecoder(OrtCudaGraph):
+    """The decoder: steps are captured once for each KV cache, then replayed; long runs may have a form of their own."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        memory: Memory,
+        weights: Mapping[str, DeviceBuffer] = MappingProxyType({}),
+        long: LongRuns | None = None,
+        kernels: StepKernels | None = None,
+    ) -> None:
+        super().__init__(session, contract.DECODER, weights)
+        self._memory, self._long, self._kernels = memory, long, kernels
+        self._steps: OrderedDict[Hashable, Step] = OrderedDict()
+        self._captured = 0
+
+    def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+        """Run from bound inputs into bound outputs."""
+        tokens = inputs["embeddings"].shape[1]
+        if self._long and tokens >= self._long.tokens:
+            self._long.run(device_buffers(inputs), device_buffers(outputs))
+            return
+        if tokens > MAX_TOKENS:
+            super().run(inputs, outputs)
+            return
+        step = self._step(inputs)
+        for name, fixed in step.inputs.items():
+            self._memory.move(device_buffer(inputs[name]), fixed)
+        step.replay()
+        self._memory.move(step.hidden, device_buffer(outputs["hidden_post_norm"]))
+
+    def row_bytes(self) -> int:
+        """Of the form that takes more."""
+        return max(super().row_bytes(), self._long.row_bytes() if self._long else 0)
+
+    def _step(self, inputs: Mapping[str, Buffer]) -> Step:
+        """What runs this KV cache and so many tokens; a new one is captured, ONNX Runtime's by its first run."""
+        caches = {name: device_buffer(buffer) for name, buffer in inputs.items() if "_cache." in name}
+        tokens = inputs["embeddings"].shape[1]
+        key = (tokens, *((buffer.address, buffer.shape) for buffer in caches.values()))
+        if key not in self._steps:
+            self._steps[key] = self._new_step(inputs, caches)
+            if len(self._steps) > MAX_GRAPHS:
+                _, oldest = self._steps.popitem(last=False)
+                oldest.forget()
+        self._steps.move_to_end(key)
+        return self._steps[key]
+
+    def _new_step(self, inputs: Mapping[str, Buffer], caches: Mapping[str, DeviceBuffer]) -> Step:
+        small = {name: device_buffer(buffer) for name, buffer in inputs.items() if name not in caches}
+        fixed = {name: self._memory.buffer(buffer.shape, buffer.dtype) for name, buffer in small.items()}
+        hidden = self._memory.buffer(small["embeddings"].shape, small["embeddings"].dtype)
+        if self._kernels is not None:
+            work = self._kernels.capture(fixed | dict(caches), hidden)
+            return Step(fixed, hidden, work.replay, lambda: None)
+        binding = self.new_binding()
+        updated = {cache_output(name): buffer for name, buffer in caches.items()}
+        self.bind(binding, fixed | dict(caches), {"hidden_post_norm": hidden, **updated})
+        self._captured += 1
+        number = self._captured
+        return Step(
+            fixed,
+            hidden,
+            lambda: self.run_bound(binding, {GRAPH: str(number)}),
+            lambda: self._session.release_captured_graph(number),
+        )

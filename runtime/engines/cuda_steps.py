@@ -1,0 +1,247 @@
+"""A decoder's steps by our own kernels (`runtime/kernels/step.cu`): up to MAX_TOKENS tokens, every weight read once.
+
+ONNX Runtime's products of one row read memory at 61 to 83 % of what a copy does, its 8-bit ones at less, and it
+launches a dozen kernels a layer. These are five a layer, captured once for each KV cache and number of tokens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from ..contract import FLOAT, cache_names
+from ..kernels import source
+from ..kernels.arguments import (
+    FLOATS,
+    FP8,
+    GATE_UP,
+    INNER_STEP,
+    INT8,
+    PAIR,
+    QKV,
+    RESIDUAL,
+    Attention,
+    Begin,
+    Finish,
+    Product,
+)
+from ..kernels.nvrtc import Compiled, Nvrtc
+from ..manifest import Manifest, StepForm
+from .cuda_graph import CapturedWork
+from .cuda_kernels import KernelGpu, Launch
+from .cuda_matrices import Layer, Matrix, layer_weights, weight_named
+from .device_memory import DeviceBuffer, Pool, itemsize
+
+MAX_TOKENS = 8
+"""Columns of the tensor cores' narrowest product: a step's token, or those of the forced answer behind a reflection."""
+SOURCE = "step.cu"
+CACHES = {FLOAT: FLOATS, "int8": INT8, "float8e4m3fn": FP8}
+WARP, BLOCK_WARPS = 32, 8
+BLOCKS = {QKV: 3, RESIDUAL: 2, GATE_UP: 3}
+"""Blocks of a product that a multiprocessor has registers for."""
+PADDING_BYTES = 64
+"""Behind a token's normed inputs in shared memory, at most."""
+QUERY_ROWS = 16
+"""Of a block of attention."""
+
+Buffers = Mapping[str, DeviceBuffer]
+
+
+class StepKernels:
+    """The decoder's steps on one GPU."""
+
+    def __init__(self, gpu: KernelGpu, pool: Pool, manifest: Manifest, form: StepForm, weights: Buffers) -> None:
+        """Raises BundleError where the form does not fit its weights, CompatibilityError without NVIDIA's compiler."""
+        self._gpu, self._model = gpu, manifest.model
+        self.layers = [layer_weights(names, weights, manifest.model, form) for names in form.layers]
+        self.norm, self._heads = weight_named(weights, form.norm), form.heads
+        self._programs = Programs(gpu, manifest, form, self.layers)
+        self._stretches = max(1, gpu.processors() // manifest.model.kv_heads)
+        self._space = Space(gpu, pool, manifest, form, self.layers, self._stretches)
+
+    def capture(self, inputs: Buffers, hidden: DeviceBuffer) -> CapturedWork:
+        """Record a step of as many tokens as the embeddings [1, T, D] are, which reads and writes these very buffers.
+
+        `inputs` are the decoder's of the contract, `hidden` [1, T, D] is its `hidden_post_norm`.
+        """
+        program = self._programs[inputs["embeddings"].shape[1]]
+        return self._gpu.capture(lambda: self._queue(program, inputs, hidden))
+
+    def _queue(self, program: Program, inputs: Buffers, hidden: DeviceBuffer) -> None:
+        """The kernels of a step, one behind the other."""
+        space = self._space
+        begin = Begin(
+            inputs["embeddings"].address,
+            inputs["positions"].address,
+            space.frequencies.address,
+            space.axes.address,
+            space.residual.address,
+            space.turns.address,
+        )
+        self._gpu.launch(program.begin, Launch((64, 1, 1), 256, early=False), begin)
+        names = cache_names(self._model.layers)
+        for index, layer in enumerate(self.layers):
+            caches = [inputs[name] for name in names[2 * index : 2 * index + 2]]
+            self._queue_layer(program, layer, caches, inputs["past_length"])
+        finish = Finish(space.residual.address, self.norm.address, hidden.address)
+        self._gpu.launch(program.finish, Launch((1, 1, 1), 256), finish)
+
+    def _queue_layer(self, program: Program, layer: Layer, caches: list[DeviceBuffer], past: DeviceBuffer) -> None:
+        space = self._space
+        cache = {
+            "past_length": past.address,
+            "cache": _addresses(*caches),
+            "cache_scales": _addresses(*layer.cache_scales),
+            "capacity": caches[0].shape[2],
+        }
+        qkv = {"norm": layer.norm, "bias": layer.bias, "turns": space.turns, "out": space.queries}
+        self._product(program, QKV, (layer.qkv,), qkv, cache)
+        self._attention(program, cache | {"out_half": layer.output.format != FLOATS})
+        self._product(program, RESIDUAL, (layer.output,), {"x": space.attended}, {"step": 1.0})
+        half = layer.down.format != FLOATS
+        gate_up = {"norm": layer.mlp_norm, "out": space.inner}
+        self._product(program, GATE_UP, (layer.gate, layer.up), gate_up, {"out_half": half})
+        self._product(program, RESIDUAL, (layer.down,), {"x": space.inner}, {"step": INNER_STEP if half else 1.0})
+
+    def _product(
+        self, program: Program, kind: int, matrices: tuple[Matrix, ...], buffers: Buffers, more: Mapping[str, object]
+    ) -> None:
+        matrix = matrices[0]
+        tiles = matrix.rows * len(matrices) // QUERY_ROWS
+        given = Product(
+            weight=_addresses(*(one.weight for one in matrices)),
+            scales=_addresses(*(one.scales for one in matrices if one.scales)),
+            inputs=matrix.inputs,
+            block=matrix.block,
+            tiles=tiles,
+            residual=self._space.residual.address,
+            **{name: buffer.address for name, buffer in buffers.items()},
+            **more,
+        )
+        blocks = min(tiles, self._gpu.processors() * BLOCKS[kind])
+        how = Launch((blocks, 1, 1), WARP * warps_for(matrix.parts), program.shared_bytes(kind))
+        self._gpu.launch(program.products[matrix.kernel(kind)], how, given)
+
+    def _attention(self, program: Program, more: Mapping[str, object]) -> None:
+        space, kv_heads = self._space, self._model.kv_heads
+        given = Attention(
+            queries=space.queries.address,
+            sums=space.sums.address,
+            shares=space.shares.address,
+            tickets=space.tickets.address,
+            out=space.attended.address,
+            **more,
+        )
+        queries = self._heads // kv_heads * program.tokens
+        rows = -(-queries // QUERY_ROWS)
+        stretches = max(1, self._stretches // rows)
+        how = Launch((stretches, kv_heads, rows), WARP * BLOCK_WARPS, program.exchange_bytes)
+        self._gpu.launch(program.attention, how, given)
+
+
+class Programs:
+    """The kernels by number of tokens: compiled ahead on a thread for those that every answer needs."""
+
+    def __init__(self, gpu: KernelGpu, manifest: Manifest, form: StepForm, layers: list[Layer]) -> None:
+        self._gpu, self._manifest, self._form, self._layers = gpu, manifest, form, layers
+        self._compiler, self._source = Nvrtc(), source(SOURCE)
+        self._thread = ThreadPoolExecutor(1)
+        self._compiled: dict[int, Future[Compiled]] = {}
+        self._loaded: dict[int, Program] = {}
+        forced = 1 + len(manifest.prompt.answer_prefix)
+        for tokens in {1, min(forced, MAX_TOKENS)}:
+            self._compile(tokens)
+
+    def __getitem__(self, tokens: int) -> Program:
+        """The kernels for so many tokens."""
+        if tokens not in self._loaded:
+            compiled = self._compile(tokens).result()
+            self._loaded[tokens] = Program(self._gpu, compiled, self._kernels(), tokens, self._manifest)
+        return self._loaded[tokens]
+
+    def _compile(self, tokens: int) -> Future[Compiled]:
+        if tokens not in self._compiled:
+            given = (self._source, self._gpu.facts().capability, self._macros(tokens), list(self._kernels()))
+            self._compiled[tokens] = self._thread.submit(self._compiler.compile, *given)
+        return self._compiled[tokens]
+
+    def _kernels(self) -> dict[str, int]:
+        """Instances of the product that the layers need, and what each is for."""
+        return {name: kind for layer in self._layers for name, kind in layer.kernels()}
+
+    def _macros(self, tokens: int) -> dict[str, str | int]:
+        model = self._manifest.model
+        return {
+            "TOKENS": tokens,
+            "HIDDEN": model.hidden,
+            "HEADS": self._form.heads,
+            "KV_HEADS": model.kv_heads,
+            "HEAD_DIM": model.head_dim,
+            "EPSILON": f"{self._form.epsilon!r}f",
+            "BF16": int(self._manifest.activation == "bfloat16"),
+            "CACHE": CACHES[model.cache_dtype],
+        }
+
+
+class Program:
+    """The kernels for one number of tokens, on the GPU."""
+
+    def __init__(
+        self, gpu: KernelGpu, compiled: Compiled, kinds: Mapping[str, int], tokens: int, manifest: Manifest
+    ) -> None:
+        module, model = gpu.load(compiled.code), manifest.model
+        self.tokens = tokens
+        self.exchange_bytes = BLOCK_WARPS * QUERY_ROWS * (model.head_dim + 8) * 4
+        self._normed_bytes = tokens * (2 * model.hidden + PADDING_BYTES)
+        self.begin, self.finish = gpu.function(module, "begin"), gpu.function(module, "finish")
+        self.attention = gpu.function(module, "attention", self.exchange_bytes)
+        self.products = {
+            name: gpu.function(module, compiled.names[name], self.shared_bytes(kind)) for name, kind in kinds.items()
+        }
+
+    def shared_bytes(self, kind: int) -> int:
+        """Shared memory of a product: of one that norms its inputs, which lie there."""
+        return 0 if kind == RESIDUAL else self._normed_bytes
+
+
+class Space:
+    """What the kernels of a step hand to one another, for up to MAX_TOKENS tokens; and the angles' frequencies."""
+
+    def __init__(
+        self, gpu: KernelGpu, pool: Pool, manifest: Manifest, form: StepForm, layers: list[Layer], stretches: int
+    ) -> None:
+        model, self._gpu, self._pool = manifest.model, gpu, pool
+        width, queries = form.heads * model.head_dim, MAX_TOKENS * form.heads
+        exponents = np.arange(0, model.head_dim, 2, dtype=np.float32) / np.float32(model.head_dim)
+        self.frequencies = self._filled((1.0 / np.float32(form.rope_theta) ** exponents).astype(np.float32))
+        self.axes = self._filled(np.repeat(np.arange(3, dtype=np.int32), form.mrope_section))
+        self.residual = self._buffer((MAX_TOKENS, model.hidden), "float32")
+        self.turns = self._buffer((MAX_TOKENS, model.head_dim), "float32")
+        self.queries = self._buffer((MAX_TOKENS, width), manifest.activation)
+        self.attended = self._buffer((MAX_TOKENS, width), manifest.activation)
+        self.inner = self._buffer((MAX_TOKENS, max(layer.gate.rows for layer in layers)), manifest.activation)
+        self.sums = self._buffer((stretches, queries, model.head_dim), "float32")
+        self.shares = self._buffer((stretches, queries, 2), "float32")
+        self.tickets = self._filled(np.zeros(queries, np.int32))
+
+    def _buffer(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
+        size = int(np.prod(shape)) * itemsize(dtype)
+        return DeviceBuffer(self._pool.take(size), 0, shape, dtype)
+
+    def _filled(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> DeviceBuffer:
+        buffer = self._buffer(array.shape, array.dtype.name)
+        self._gpu.upload(array.ctypes.data, buffer.address, array.nbytes)
+        return buffer
+
+
+def warps_for(parts: int) -> int:
+    """Warps that share a row's parts of 128 bytes: the most that idle little in the last round."""
+    idle = {warps: -(-parts // warps) * warps / parts for warps in range(BLOCK_WARPS, 3, -1)}
+    return next((warps for warps, share in idle.items() if share < 1.05), min(idle, key=idle.__getitem__))
+
+
+def _addresses(*buffers: DeviceBuffer) -> ctypes.Array[ctypes.c_uint64]:
+    return PAIR(*(buffer.address for buffer in buffers))

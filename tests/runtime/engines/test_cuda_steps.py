@@ -1,0 +1,143 @@
+"""Which kernels a step launches, over which memory; their numbers are compared on a GPU (`tests/parity`)."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakes import FACTS, make_manifest
+from kernel_fakes import PROCESSORS, FakeGpu, FakeNvrtc
+from reflectrt.runtime.engines import cuda_steps
+from reflectrt.runtime.engines.cuda_steps import MAX_TOKENS, StepKernels, warps_for
+from reflectrt.runtime.engines.device_memory import DeviceBuffer
+from reflectrt.runtime.errors import BundleError
+from reflectrt.runtime.manifest import StepForm, StepLayer, StepLinear
+
+LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, CAPACITY = 2, 256, 4, 2, 64, 512, 1024
+MODEL = replace(FACTS, layers=LAYERS, hidden=HIDDEN, kv_heads=KV_HEADS, head_dim=HEAD_DIM)
+A_LAYER = ["product<0, 0, 0>", "attention", "product<0, 0, 1>", "product<0, 0, 2>", "product<0, 0, 1>"]
+
+
+def layer(index: int, quantized: str = "") -> StepLayer:
+    def linear(name: str) -> StepLinear:
+        return StepLinear(f"{index}.{name}", f"{index}.{name}.scales" if name in quantized.split() else None)
+
+    matrices = (linear(name) for name in ("gate", "up", "down"))
+    return StepLayer(f"{index}.n", linear("qkv"), f"{index}.b", linear("o"), f"{index}.m", *matrices, ())
+
+
+def weights(gpu: FakeGpu) -> dict[str, DeviceBuffer]:
+    rows = {"qkv": (HEADS + 2 * KV_HEADS) * HEAD_DIM, "o": HIDDEN, "gate": INNER, "up": INNER, "down": HIDDEN}
+    found = {"norm": gpu.buffer((HIDDEN,))}
+    for index in range(LAYERS):
+        for name, count in rows.items():
+            found[f"{index}.{name}"] = gpu.buffer((count, INNER if name == "down" else HIDDEN))
+        found |= {f"{index}.{name}": gpu.buffer((HIDDEN,)) for name in "nm"}
+        found[f"{index}.b"] = gpu.buffer((rows["qkv"],))
+    return found
+
+
+def steps(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, form: StepForm, found: dict[str, DeviceBuffer]) -> StepKernels:
+    monkeypatch.setattr(cuda_steps, "Nvrtc", FakeNvrtc)
+    manifest = replace(make_manifest(), model=MODEL, activation="bfloat16")
+    return StepKernels(gpu, gpu, manifest, form, found)  # type: ignore[arg-type]
+
+
+FORM = StepForm(HEADS, 1e-6, 1e6, (8, 12, 12), tuple(layer(index) for index in range(LAYERS)), "norm")
+
+
+def inputs(gpu: FakeGpu, tokens: int) -> dict[str, DeviceBuffer]:
+    cache = (1, KV_HEADS, CAPACITY, HEAD_DIM)
+    caches = {f"{kind}_cache.{index}": gpu.buffer(cache) for index in range(LAYERS) for kind in ("key", "value")}
+    return {
+        "embeddings": gpu.buffer((1, tokens, HIDDEN)),
+        "positions": gpu.buffer((3, tokens), "int64"),
+        "past_length": gpu.buffer((1,), "int64"),
+        **caches,
+    }
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_step_is_five_kernels_a_layer_over_its_own_weights_and_cache(
+    monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    gpu = FakeGpu()
+    found = weights(gpu)
+    given, hidden = inputs(gpu, tokens), gpu.buffer((1, tokens, HIDDEN))
+    steps(gpu, monkeypatch, FORM, found).capture(given, hidden)
+    assert [name for name, _, _ in gpu.launched] == ["begin", *A_LAYER * LAYERS, "finish"]
+    arguments = [arguments for _, _, arguments in gpu.launched]
+    assert arguments[0].embeddings == given["embeddings"].address
+    assert arguments[-1].hidden_post_norm == hidden.address
+    for index in range(LAYERS):
+        qkv, attention, output, gate_up, down = arguments[1 + 5 * index : 6 + 5 * index]
+        assert qkv.weight[0] == found[f"{index}.qkv"].address and qkv.bias == found[f"{index}.b"].address
+        caches = [given[f"{kind}_cache.{index}"].address for kind in ("key", "value")]
+        assert list(qkv.cache) == list(attention.cache) == caches
+        assert qkv.capacity == attention.capacity == CAPACITY
+        assert list(gate_up.weight) == [found[f"{index}.{name}"].address for name in ("gate", "up")]
+        assert (output.inputs, down.inputs) == (HEADS * HEAD_DIM, INNER)
+        assert attention.queries == qkv.out and output.x == attention.out and down.x == gate_up.out
+
+
+def test_every_row_has_a_block_and_long_caches_one_for_each_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    steps(gpu, monkeypatch, FORM, weights(gpu)).capture(inputs(gpu, 1), gpu.buffer((1, 1, HIDDEN)))
+    tiles = [arguments.tiles for name, _, arguments in gpu.launched if name.startswith("product")][:4]
+    assert tiles == [(HEADS + 2 * KV_HEADS) * HEAD_DIM // 16, HIDDEN // 16, INNER // 8, HIDDEN // 16]
+    attention = next(how for name, how, _ in gpu.launched if name == "attention")
+    assert attention.grid == (PROCESSORS // KV_HEADS, KV_HEADS, 1)
+
+
+def test_only_the_first_kernel_waits_for_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    steps(gpu, monkeypatch, FORM, weights(gpu)).capture(inputs(gpu, 1), gpu.buffer((1, 1, HIDDEN)))
+    assert [how.early for _, how, _ in gpu.launched] == [False] + [True] * (5 * LAYERS + 1)
+
+
+def test_what_every_answer_needs_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    kernels = steps(gpu, monkeypatch, FORM, weights(gpu))
+    asked: list[Any] = kernels._programs._compiler.asked  # type: ignore[attr-defined]
+    kernels._programs._thread.shutdown(wait=True)
+    prefix = make_manifest().prompt.answer_prefix
+    assert {macros["TOKENS"] for macros in asked} == {1, min(1 + len(prefix), MAX_TOKENS)}
+    assert asked[0]["EPSILON"] == "1e-06f" and asked[0]["BF16"] == 1 and asked[0]["CACHE"] == 0
+
+
+def test_quantized_matrices_have_kernels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 bits in blocks of 128, 4 bits in blocks of 32, fp8 by row: what meets them is fp16."""
+    gpu = FakeGpu()
+    found = weights(gpu) | {
+        "0.qkv": gpu.buffer(((HEADS + 2 * KV_HEADS) * HEAD_DIM, 2, 128), "uint8"),
+        "0.qkv.scales": gpu.buffer(((HEADS + 2 * KV_HEADS) * HEAD_DIM, 2)),
+        "0.o": gpu.buffer((HIDDEN, HEADS * HEAD_DIM), "float8e4m3fn"),
+        "0.o.scales": gpu.buffer((HIDDEN, 1), "float32"),
+        "0.down": gpu.buffer((HIDDEN, INNER // 32, 16), "uint8"),
+        "0.down.scales": gpu.buffer((HIDDEN, INNER // 32)),
+    }
+    form = replace(FORM, layers=(layer(0, "qkv o down"), layer(1)))
+    steps(gpu, monkeypatch, form, found).capture(inputs(gpu, 1), gpu.buffer((1, 1, HIDDEN)))
+    names = [name for name, _, _ in gpu.launched[1:6]]
+    assert names == ["product<1, 2, 0>", "attention", "product<2, 1, 1>", "product<0, 0, 2>", "product<3, 3, 1>"]
+    qkv, attention, output, gate_up, down = (arguments for _, _, arguments in gpu.launched[1:6])
+    assert (attention.out_half, gate_up.out_half) == (1, 1)
+    assert (output.step, down.step) == (1.0, 64.0)
+    assert (qkv.block, output.block, down.block) == (128, HEADS * HEAD_DIM, 32)
+    later = [arguments for _, _, arguments in gpu.launched[6:11]]
+    assert (later[1].out_half, later[3].out_half, later[4].step) == (0, 0, 1.0)
+
+
+def test_matrices_that_no_kernel_reads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    odd = weights(gpu) | {"1.o": gpu.buffer((HIDDEN - 8, HEADS * HEAD_DIM))}
+    with pytest.raises(BundleError, match=r"no kernel multiplies by 1\.o"):
+        steps(gpu, monkeypatch, FORM, odd)
+    found = weights(gpu)
+    del found["0.up"]
+    with pytest.raises(BundleError, match=r"steps read 0\.up, which is no weight"):
+        steps(gpu, monkeypatch, FORM, found)
+
+
+@pytest.mark.parametrize(("parts", "warps"), [(56, 8), (28, 7), (14, 7), (148, 8), (296, 8), (4, 4), (74, 7)])
+def test_warps_share_a_row_without_idling(parts: int, warps: int) -> None:
+    assert warps_for(parts) == warps

@@ -1,0 +1,64 @@
+"""The kernels compile for every GPU that runs them, and their arguments are the ones that Python passes."""
+
+import re
+
+import pytest
+from reflectrt.runtime.engines import cuda_long, cuda_steps, cuda_vision
+from reflectrt.runtime.kernels import arguments, source
+from reflectrt.runtime.kernels.nvrtc import Nvrtc
+
+SOURCES = {name: source(name) for name in (cuda_steps.SOURCE, cuda_long.SOURCE, cuda_vision.SOURCE)}
+SEVEN = {"TOKENS": 1, "HIDDEN": 3584, "HEADS": 28, "KV_HEADS": 4, "HEAD_DIM": 128, "EPSILON": "1e-06f"}
+SMALL = {"TOKENS": 5, "HIDDEN": 256, "HEADS": 4, "KV_HEADS": 2, "HEAD_DIM": 64, "EPSILON": "1e-06f"}
+
+
+@pytest.mark.parametrize(
+    ("file", "structure"),
+    [
+        *(("step.cu", name) for name in ("Begin", "Finish", "Product", "Attention")),
+        *(("mlp.cu", name) for name in ("Round", "Inner", "Norm")),
+        ("segments.cu", "Segments"),
+    ],
+)
+def test_arguments_are_the_source_s_field_by_field(file: str, structure: str) -> None:
+    body = re.search(rf"struct {structure} {{(.*?)\n}};", SOURCES[file], re.DOTALL)
+    assert body is not None
+    lines = [line.split("//")[0] for line in body[1].splitlines()]
+    names = [name for line in lines for name in re.findall(r"(\w+)(?:\[2\])?(?=[,;])", line)]
+    assert [name for name, _ in getattr(arguments, structure)._fields_] == names
+
+
+def test_numbers_that_stand_for_kinds_are_the_source_s() -> None:
+    for names in (("FLOATS", "INT8", "FP8", "INT4"), ("QKV", "RESIDUAL", "GATE_UP"), ("ROW", "SEGMENT", "LANE")):
+        for name in names:
+            assert f"{name} = {getattr(arguments, name)}" in SOURCES["step.cu"]
+    assert f"INNER_STEP = {arguments.INNER_STEP:.0f}.f" in SOURCES["step.cu"]
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
+def test_steps_compile_without_a_gpu(capability: tuple[int, int]) -> None:
+    kernels = [f"product<{kind}, {scaling}, 2>" for kind, scaling in ((0, 0), (1, 2), (2, 1), (3, 3))]
+    found = Nvrtc().compile(SOURCES["step.cu"], capability, {**SEVEN, "BF16": 1, "CACHE": 1}, kernels)
+    assert found.code.startswith(b"\x7fELF")
+    assert all(found.names[name].encode() in found.code for name in kernels)
+
+
+@pytest.mark.parametrize(("bf16", "cache"), [(0, 0), (1, 2)])
+def test_steps_of_another_shape_compile(bf16: int, cache: int) -> None:
+    found = Nvrtc().compile(SOURCES["step.cu"], (9, 0), {**SMALL, "BF16": bf16, "CACHE": cache}, ["product<0, 0, 0>"])
+    assert b"attention" in found.code
+
+
+def test_the_mlps_of_long_runs_compile_where_fp8_is() -> None:
+    found = Nvrtc().compile(SOURCES["mlp.cu"], (8, 9), {}, [])
+    assert all(kernel.encode() in found.code for kernel in cuda_long.KERNELS)
+
+
+@pytest.mark.parametrize(("heads", "head_dim", "bf16"), [(16, 80, 1), (4, 64, 0)])
+def test_the_vision_encoder_s_attention_compiles(heads: int, head_dim: int, bf16: int) -> None:
+    macros = {"HEADS": heads, "HEAD_DIM": head_dim, "BF16": bf16}
+    assert b"segments" in Nvrtc().compile(SOURCES["segments.cu"], (8, 0), macros, []).code
+
+
+def test_sources_need_no_header() -> None:
+    assert not any("#include" in text for text in SOURCES.values())
