@@ -64,9 +64,18 @@ def lower_forms(model: ir.Model, name: str, target: Target, text: TextFacts) -> 
         return Forms(short)
     target.lower_rows(short)
     shared = lift_weights(short, step_weights(steps))
-    if divided is None:
+    if divided is None or not _alike(steps, shared):
         return Forms(short, shared, steps)
     return Forms(short, shared, steps, layer_attention(short.clone(), steps), divided)
+
+
+def _alike(steps: StepForm, shared: Mapping[str, ir.TensorProtocol]) -> bool:
+    """Whether one graph can run the attention of all layers: their weights have the same types and shapes."""
+    kinds = {
+        tuple((shared[name].dtype, tuple(shared[name].shape.numpy())) for name in layer.attention_names())
+        for layer in steps.layers
+    }
+    return len(kinds) == 1
 
 
 def long_form(forms: Forms, name: str) -> LongForm | None:

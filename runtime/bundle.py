@@ -25,6 +25,7 @@ from .strict import short
 Progress = Callable[[int, int], None]
 """Called with bytes hashed so far and bytes in all."""
 
+POSITION_AXES = ("time", "height", "width")
 CHUNK_BYTES = 4 * 2**20
 TOKENIZER = "tokenizer.json"
 
@@ -168,6 +169,8 @@ def _check_steps(name: str, manifest: Manifest) -> None:
         len(form.layers) == model.layers
         and form.heads > 0
         and form.heads % model.kv_heads == 0
+        and len(form.mrope_section) == len(POSITION_AXES)
+        and min(form.mrope_section) >= 0
         and 2 * sum(form.mrope_section) == model.head_dim
         and shapes.get(form.norm) == (model.hidden,)
         and all(set(layer.names()) <= shapes.keys() for layer in form.layers)
@@ -188,9 +191,11 @@ def _check_long(name: str, manifest: Manifest) -> None:
         return
     if form.tokens < 1:
         raise BundleError(f"graph {name} has a form for runs of {form.tokens} tokens; export it again")
-    steps = [step for pair in form.mlp_steps for step in pair]
-    fit = entry.step_form is not None and len(form.mlp_steps) == manifest.model.layers
-    if not fit or not all(step > 0 for step in steps):
+    kinds = {weight.name: (weight.dtype, weight.shape) for weight in entry.weights}
+    layers = entry.step_form.layers if entry.step_form else ()
+    attention = {tuple(kinds[name] for name in layer.attention_names()) for layer in layers}
+    positive = all(step > 0 for pair in form.mlp_steps for step in pair)
+    if len(attention) != 1 or len(form.mlp_steps) != len(layers) or not positive:
         raise BundleError(f"the long runs of graph {name} do not fit its steps; export the bundle again")
 
 

@@ -115,7 +115,7 @@ def reflect_once(stream: Stream, hidden: Buffer) -> Buffer:
 
 def decode_once(stream: Stream, token: int, clock: Clock) -> Buffer:
     """One ordinary step: the token's embedding is the next input embedding."""
-    with clock.stage("decode"):
+    with clock.stage("decode", stream.engine.wait):
         return stream.feed_tokens([token])
 
 
@@ -125,7 +125,8 @@ def _reflection_window(stream: Stream, hidden: Buffer, plan: Plan, clock: Clock)
     for token in window:
         with clock.stage("reflect"):
             hidden = reflect_once(stream, hidden)
-        yield Token(token, _finite(stream.engine.download(hidden).reshape(-1), "reflection"))
+            state = _finite(stream.engine.download(hidden).reshape(-1), "reflection")
+        yield Token(token, state)
     yield from map(Token, closed)
     return decode_once(stream, closed[0], clock)
 

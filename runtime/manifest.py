@@ -152,6 +152,10 @@ class StepLinear:
     weight: str
     scales: str | None
 
+    def names(self) -> tuple[str, ...]:
+        """Both, or the one there is."""
+        return (self.weight, self.scales) if self.scales else (self.weight,)
+
 
 @dataclass(frozen=True)
 class StepLayer:
@@ -168,13 +172,14 @@ class StepLayer:
     cache_scales: tuple[str, ...]
     """Of keys and of values [1, kv_heads, 1, head_dim], where the KV cache is quantized; otherwise none."""
 
+    def attention_names(self) -> tuple[str, ...]:
+        """Of its attention, and of the norm behind that."""
+        matrices = (*self.qkv.names(), self.bias, *self.cache_scales, *self.output.names())
+        return (self.norm, *matrices, self.mlp_norm)
+
     def names(self) -> tuple[str, ...]:
         """All of them."""
-        qkv, output, *mlp = (
-            (linear.weight, linear.scales) for linear in (self.qkv, self.output, self.gate, self.up, self.down)
-        )
-        found = (self.norm, *qkv, self.bias, *self.cache_scales, *output, self.mlp_norm, *mlp[0], *mlp[1], *mlp[2])
-        return tuple(name for name in found if name)
+        return (*self.attention_names(), *self.gate.names(), *self.up.names(), *self.down.names())
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from .cuda_vision import (
 )
 
 SKIP_NORM = "SkipSimplifiedLayerNormalization"
-HEAD_MULTIPLE, MAX_HEAD_DIM = 16, 128
+HEAD_MULTIPLE, MAX_HEAD_DIM = 16, 112
 """Heads that the attention kernel takes (`runtime/kernels/`)."""
 TYPES = {"int32": ir.DataType.INT32, "int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT}
 ACTIVATIONS = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)

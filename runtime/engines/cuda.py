@@ -2,7 +2,7 @@
 
 `libcuda.so.1` comes with the driver, so device memory needs neither a CUDA toolkit nor a Python binding. All work of an
 engine, ours and ONNX Runtime's, is on one stream: what is queued later runs later. Copies to and on the GPU are only
-queued; a graph's run and a download are done when they return.
+queued, and a graph's run may be (`Gpu.wait`); a download is done when it returns.
 Source of names and numbers: the CUDA driver API reference (docs.nvidia.com/cuda/cuda-driver-api).
 """
 

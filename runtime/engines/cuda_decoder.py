@@ -70,7 +70,7 @@ class OrtCudaDecoder(OrtCudaGraph):
         if self._long and tokens >= self._long.tokens:
             self._long.run(device_buffers(inputs), device_buffers(outputs))
             return
-        if tokens > MAX_TOKENS:
+        if tokens > (self._kernels.most_tokens if self._kernels else MAX_TOKENS):
             super().run(inputs, outputs)
             return
         step = self._step(inputs)

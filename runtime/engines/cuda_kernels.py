@@ -8,10 +8,12 @@ from __future__ import annotations
 import ctypes
 from ctypes import byref, c_int, c_uint, c_void_p
 from dataclasses import dataclass
+from functools import cached_property
 
 from .cuda_graph import CapturingGpu
 
 PROCESSORS = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+SHARED_LIMIT = 97  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
 SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 EARLY = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 EARLY_CAPABILITY = (9, 0)
@@ -53,6 +55,14 @@ class Launch:
 class KernelGpu(CapturingGpu):
     """A GPU that runs kernels of our own."""
 
+    @cached_property
+    def _starts_early(self) -> bool:
+        return self.facts().capability >= EARLY_CAPABILITY
+
+    def shared_bytes(self) -> int:
+        """Shared memory that a block may have at most."""
+        return self._attribute(SHARED_LIMIT)
+
     def enter(self) -> None:
         """Make its context current, for a library that works in whichever is."""
         self._call("cuCtxSetCurrent", self._context)
@@ -77,7 +87,7 @@ class KernelGpu(CapturingGpu):
 
     def launch(self, function: c_void_p, how: Launch, arguments: ctypes.Structure) -> None:
         """Queue a kernel of one argument, a structure."""
-        early = how.early and self.facts().capability >= EARLY_CAPABILITY
+        early = how.early and self._starts_early
         attribute = _Attribute(EARLY, 0, (c_int * 16)(1))
         config = _Config(
             how.grid, (how.threads, 1, 1), how.shared, self._stream, ctypes.pointer(attribute), int(early)

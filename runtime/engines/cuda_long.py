@@ -46,6 +46,9 @@ class LayerAttention(Protocol):
     def queue(self, inputs: Buffers, outputs: Buffers) -> None:
         """Queue it; it is done when the stream is."""
 
+    def row_bytes(self) -> int:
+        """Bytes of intermediate values for each token."""
+
 
 class LongRuns:
     """Runs of `tokens` or more."""
@@ -91,9 +94,9 @@ class LongRuns:
         self._finish(residuals[(len(self._layers) - 1) % 2], outputs["hidden_post_norm"])
 
     def row_bytes(self) -> int:
-        """What a token takes in a run beside its attention: residuals, what is normed and rounded, the MLP's inside."""
+        """What a token takes in a run: in attention; residuals and what is normed and rounded; the MLP's inside."""
         inner = max(layer.gate.rows for layer in self._layers)
-        return 3 * 2 * self._model.hidden + self._model.hidden + 2 * 2 * inner + inner
+        return self._attention[0].row_bytes() + 7 * self._model.hidden + 5 * inner
 
     def _mlp(self, index: int, normed: DeviceBuffer, residual: DeviceBuffer) -> None:
         """Add what the MLP makes of [1, T, D] normed inputs to the residual."""

@@ -15,6 +15,14 @@ SEGMENT_LOADS, PART_LOADS = 4, 8
 ELEMENTS = {FLOATS: 8, INT8: 16, FP8: 16, INT4: 32}
 """Numbers in a load."""
 TILE_ROWS = 16
+KINDS: dict[tuple[str, int, str | None], int] = {
+    ("bfloat16", 16, None): FLOATS,
+    ("float16", 16, None): FLOATS,
+    ("float8e4m3fn", 8, "float32"): FP8,
+    ("uint8", 8, "bfloat16"): INT8,
+    ("uint8", 4, "bfloat16"): INT4,
+}
+"""What a matrix holds, by its type, its bits and its scales' type."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +81,20 @@ class Layer:
 
 def layer_weights(names: StepLayer, weights: Mapping[str, DeviceBuffer], model: ModelFacts, form: StepForm) -> Layer:
     """A layer's weights by the names in the manifest. Raises BundleError where a name or a shape does not fit."""
-    gate = _matrix(names.gate, weights, model.hidden)
+    hidden, width = model.hidden, form.heads * model.head_dim
+    inner = weight_named(weights, names.gate.weight).shape[0]
+    gate, up = (_matrix(linear, weights, inner, hidden) for linear in (names.gate, names.up))
+    if gate.kernel(GATE_UP) != up.kernel(GATE_UP) or gate.block != up.block:
+        raise BundleError(f"{names.gate.weight} and {names.up.weight} differ in format; export the bundle again")
     return Layer(
         weight_named(weights, names.norm),
-        _matrix(names.qkv, weights, model.hidden),
+        _matrix(names.qkv, weights, width + 2 * model.kv_heads * model.head_dim, hidden),
         weight_named(weights, names.bias),
-        _matrix(names.output, weights, form.heads * model.head_dim),
+        _matrix(names.output, weights, hidden, width),
         weight_named(weights, names.mlp_norm),
         gate,
-        _matrix(names.up, weights, model.hidden),
-        _matrix(names.down, weights, gate.rows),
+        up,
+        _matrix(names.down, weights, hidden, inner),
         tuple(weight_named(weights, name) for name in names.cache_scales),
     )
 
@@ -94,13 +106,16 @@ def weight_named(weights: Mapping[str, DeviceBuffer], name: str) -> DeviceBuffer
     return weights[name]
 
 
-def _matrix(names: StepLinear, weights: Mapping[str, DeviceBuffer], inputs: int) -> Matrix:
+def _matrix(names: StepLinear, weights: Mapping[str, DeviceBuffer], rows: int, inputs: int) -> Matrix:
+    """A matrix [rows, inputs]. Raises BundleError where it is another, or stored as no kernel reads it."""
     weight = weight_named(weights, names.weight)
     scales = weight_named(weights, names.scales) if names.scales else None
-    rows = weight.shape[0]
     bits = 8 * weight.nbytes // (rows * inputs)
-    kinds = {("float8e4m3fn", 8): FP8, ("uint8", 8): INT8, ("uint8", 4): INT4}
-    kind = kinds.get((weight.dtype, bits)) if scales else FLOATS
-    if kind is None or inputs % (PART_LOADS * ELEMENTS[kind]) or rows % TILE_ROWS:
+    kind = KINDS.get((weight.dtype, bits, scales.dtype if scales else None))
+    blocks = scales.shape[1] if scales and len(scales.shape) == 2 else 1
+    whole = kind is not None and inputs % (PART_LOADS * ELEMENTS[kind]) == 0 and rows % TILE_ROWS == 0
+    fits = weight.shape[0] == rows and 8 * weight.nbytes == bits * rows * inputs
+    scaled = scales is None or (scales.shape == (rows, blocks) and inputs % blocks == 0)
+    if kind is None or not (whole and fits and scaled):
         raise BundleError(f"no kernel multiplies by {names.weight}; export the bundle again")
-    return Matrix(weight, scales, inputs, kind, inputs // scales.shape[1] if scales else inputs)
+    return Matrix(weight, scales, inputs, kind, inputs // blocks)

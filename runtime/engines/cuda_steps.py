@@ -44,6 +44,8 @@ BLOCKS = {QKV: 3, RESIDUAL: 2, GATE_UP: 3}
 """Blocks of a product that a multiprocessor has registers for."""
 PADDING_BYTES = 64
 """Behind a token's normed inputs in shared memory, at most."""
+SUM_BYTES = 2048 + 32
+"""Of a token in a block's sums, at most."""
 QUERY_ROWS = 16
 """Of a block of attention."""
 
@@ -58,7 +60,8 @@ class StepKernels:
         self._gpu, self._model = gpu, manifest.model
         self.layers = [layer_weights(names, weights, manifest.model, form) for names in form.layers]
         self.norm, self._heads = weight_named(weights, form.norm), form.heads
-        self._programs = Programs(gpu, manifest, form, self.layers)
+        self.most_tokens = _most_tokens(gpu.shared_bytes(), manifest.model.hidden)
+        self._programs = Programs(gpu, manifest, form, self.layers, self.most_tokens)
         self._stretches = max(1, gpu.processors() // manifest.model.kv_heads)
         self._space = Space(gpu, pool, manifest, form, self.layers, self._stretches)
 
@@ -145,14 +148,16 @@ class StepKernels:
 class Programs:
     """The kernels by number of tokens: compiled ahead on a thread for those that every answer needs."""
 
-    def __init__(self, gpu: KernelGpu, manifest: Manifest, form: StepForm, layers: list[Layer]) -> None:
+    def __init__(
+        self, gpu: KernelGpu, manifest: Manifest, form: StepForm, layers: list[Layer], most_tokens: int
+    ) -> None:
         self._gpu, self._manifest, self._form, self._layers = gpu, manifest, form, layers
         self._compiler, self._source = Nvrtc(), source(SOURCE)
         self._thread = ThreadPoolExecutor(1)
         self._compiled: dict[int, Future[Compiled]] = {}
         self._loaded: dict[int, Program] = {}
         forced = 1 + len(manifest.prompt.answer_prefix)
-        for tokens in {1, min(forced, MAX_TOKENS)}:
+        for tokens in {1, min(forced, most_tokens)}:
             self._compile(tokens)
 
     def __getitem__(self, tokens: int) -> Program:
@@ -235,6 +240,11 @@ class Space:
         buffer = self._buffer(array.shape, array.dtype.name)
         self._gpu.upload(array.ctypes.data, buffer.address, array.nbytes)
         return buffer
+
+
+def _most_tokens(shared: int, hidden: int) -> int:
+    """Tokens of the longest step whose normed inputs and sums lie in a block's shared memory."""
+    return max(1, min(MAX_TOKENS, shared // (2 * hidden + PADDING_BYTES + SUM_BYTES)))
 
 
 def warps_for(parts: int) -> int:

@@ -10,15 +10,13 @@ from math import prod
 from typing import Protocol
 
 from ..errors import ResourceError
+from ..manifest import ITEMSIZES as WEIGHT_SIZES
 from .cuda import DeviceMemoryError
 
 SMALL, GRAIN = 2**20, 2**21
 """Bytes: below SMALL sizes are rounded up to a power of two, from there on to whole GRAINs, to fit one another."""
 
-ITEMSIZES = {
-    **{"float32": 4, "bfloat16": 2, "float16": 2, "float8e4m3fn": 1},
-    **{"int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1},
-}
+ITEMSIZES = WEIGHT_SIZES | {"int64": 8, "int32": 4, "int8": 1, "bool": 1}
 
 
 class Memory(Protocol):
@@ -65,26 +63,56 @@ class DeviceBuffer:
         return DeviceBuffer(self.block, self.offset + offset * itemsize(self.dtype), tuple(shape), self.dtype)
 
 
-class Pool:
-    """Blocks by size. Work runs in the order it is queued in, so a block may be given out as soon as it is free."""
+class _Waiting:
+    """Addresses that no block uses, by size. Once closed, what comes back goes on to the device."""
 
     def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self._free: defaultdict[int, list[int]] = defaultdict(list)
+        self.memory, self.closed = memory, False
+        self.by_size: defaultdict[int, list[int]] = defaultdict(list)
+
+    def give(self, size: int, address: int) -> None:
+        """A block is gone."""
+        if self.closed:
+            self.memory.free(address)
+        else:
+            self.by_size[size].append(address)
+
+    def release(self) -> None:
+        """Give all that waits back to the device."""
+        for addresses in self.by_size.values():
+            while addresses:
+                self.memory.free(addresses.pop())
+
+    def close(self) -> None:
+        """The pool is gone."""
+        self.closed = True
+        self.release()
+
+
+class Pool:
+    """Blocks by size. Work runs in the order it is queued in, so a block may be given out as soon as it is free.
+
+    With the pool its memory goes back to the device, and with blocks that outlive it theirs.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory, self._waiting = memory, _Waiting(memory)
+        weakref.finalize(self, self._waiting.close).atexit = False  # the process's end frees everything anyway
         self.allocations = 0
         """How often the device was asked for memory so far."""
 
     def take(self, size: int) -> Block:
         """A block of at least `size` bytes. Raises ResourceError with need and free."""
         rounded = _rounded(size)
-        waiting = self._free[rounded]
+        waiting = self._waiting.by_size[rounded]
         block = Block(waiting.pop() if waiting else self._allocate(rounded), rounded)
-        weakref.finalize(block, self._free[rounded].append, block.address)
+        weakref.finalize(block, self._waiting.give, rounded, block.address).atexit = False
         return block
 
     def free_bytes(self) -> int:
         """Memory that can be had: the device's free, and what waits here."""
-        return self._memory.free_bytes() + sum(size * len(waiting) for size, waiting in self._free.items())
+        waiting = sum(size * len(addresses) for size, addresses in self._waiting.by_size.items())
+        return self._memory.free_bytes() + waiting
 
     def _allocate(self, size: int) -> int:
         try:
@@ -107,9 +135,7 @@ class Pool:
 
     def release(self) -> None:
         """Give all that waits back to the device."""
-        for waiting in self._free.values():
-            while waiting:
-                self._memory.free(waiting.pop())
+        self._waiting.release()
 
 
 def itemsize(dtype: str) -> int:

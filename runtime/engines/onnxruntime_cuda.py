@@ -18,7 +18,7 @@ from ..bundle import Bundle
 from ..contract import FLOAT, Port, Signature
 from ..engine import Array, Buffer
 from ..errors import BundleError, ResourceError
-from ..manifest import GraphEntry, StoredWeight, VisionForm
+from ..manifest import GraphEntry, StepForm, StoredWeight, VisionForm
 from . import bfloat16
 from .cuda_decoder import OrtCudaDecoder
 from .cuda_kernels import KernelGpu
@@ -177,6 +177,7 @@ class OrtCudaEngine:
         form, steps = entry.long_form, entry.step_form
         if form is None or steps is None or self._gpu.facts().capability < FP8_CAPABILITY:
             return None
+        self._check_one_scale(bundle, entry, steps)
         first = steps.layers[0].names()
         session = _session(bundle.file(form.file), self._provider_options(capture=False))
         read = {port.name for port in session.get_inputs()}
@@ -187,6 +188,15 @@ class OrtCudaEngine:
         self._check_part(session, form.file, contract.layer_attention(entry.signature()), own[0])
         attention = [OrtCudaGraph(session, form.file, bound) for bound in own]
         return LongRuns(self._gpu, self._pool, bundle.manifest, (steps, form), kernels, attention)
+
+    def _check_one_scale(self, bundle: Bundle, entry: GraphEntry, steps: StepForm) -> None:
+        """cuBLASLt multiplies a whole matrix by its first scale: all of an MLP's must be that."""
+        stored = {weight.name: weight for weight in entry.weights}
+        for linear in (linear for layer in steps.layers for linear in (layer.gate, layer.up, layer.down)):
+            weight = stored.get(linear.scales or "")
+            found = np.zeros(0) if weight is None else _numbers(bundle, weight)
+            if not found.size or (found != found[0]).any():
+                raise BundleError(f"{linear.weight} has not one scale for all of it; export the bundle again")
 
     def _part(self, bundle: Bundle, file: str, wanted: Signature, weights: Buffers) -> ort.InferenceSession:
         """A graph that is part of one of the contract's, whose weights are inputs behind those."""
@@ -223,6 +233,13 @@ class OrtCudaEngine:
             "arena_extend_strategy": "kSameAsRequested",  # doubling would waste up to half of what is free
             "enable_cuda_graph": "1" if capture else "0",
         }
+
+
+def _numbers(bundle: Bundle, weight: StoredWeight) -> Array:
+    """A float32 weight's numbers, flat; none of another type's."""
+    if weight.dtype != "float32":
+        return np.zeros(0, np.float32)
+    return np.memmap(bundle.file(weight.file), np.float32, "r", weight.offset, weight.nbytes // 4)
 
 
 def _session(file: Path, provider: dict[str, str]) -> ort.InferenceSession:

@@ -2,7 +2,7 @@
 //
 // A block takes 64 queries of one head and segment, a warp 16 of them, and goes through the segment's keys 64 at a time
 // with a running softmax. Queries and keys are rotated while they are read: pairs (i, i + HEAD_DIM / 2) by a row's own
-// angles. Compiled by the macros HEADS, HEAD_DIM (a multiple of 16, at most 128) and BF16 (0: fp16). No headers: NVRTC
+// angles. Compiled by the macros HEADS, HEAD_DIM (a multiple of 16, at most 112) and BF16 (0: fp16). No headers: NVRTC
 // comes without CUDA's.
 
 typedef unsigned short u16;

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import pytest
 from exports import Exports, Silence
 from recipes import uniform
 from reflectrt.export.bundle import ExportPlan, export_bundle
 from reflectrt.export.checkpoint import Checkpoint
-from reflectrt.export.forms import lower_forms
+from reflectrt.export.forms import Forms, lower_forms
 from reflectrt.export.quantize.apply import quantize
 from reflectrt.export.targets import TARGETS
 from reflectrt.runtime.bundle import open_bundle
@@ -55,16 +54,19 @@ def test_a_decoder_that_the_kernels_cannot_run_keeps_its_weights_inside(exports:
     np.testing.assert_allclose(weight.numpy().astype(np.float32), wanted, rtol=2**-8)
 
 
-@pytest.mark.parametrize("whole", [(), (OUTPUT,)])
-def test_the_long_form_s_weights_are_the_first_layer_s_inputs(exports: Exports, whole: tuple[str, ...]) -> None:
-    """With every matrix in fp8, and with one that is left whole."""
+def forms_of(exports: Exports, whole: tuple[str, ...] = ()) -> Forms:
+    """A decoder in fp8 but for the matrices that are left whole."""
     checkpoint = Checkpoint.open(exports.checkpoint(WIDE))
     recipe = uniform(checkpoint, "fp8")
     for name in whole:
         del recipe.graphs["decoder"].linears[name]
     model = ir.load(exports.portable("decoder", WIDE, "bfloat16"))
     quantize(model, recipe, "decoder", TARGETS["cuda"].numbers)
-    forms = lower_forms(model, "decoder", TARGETS["cuda"], checkpoint.text)
+    return lower_forms(model, "decoder", TARGETS["cuda"], checkpoint.text)
+
+
+def test_the_long_form_s_weights_are_the_first_layer_s_inputs(exports: Exports) -> None:
+    forms = forms_of(exports)
     assert forms.steps is not None and forms.long is not None
     inputs = {str(value.name) for value in forms.long.graph.inputs} & forms.shared.keys()
     first = forms.steps.layers[0]
@@ -73,3 +75,14 @@ def test_the_long_form_s_weights_are_the_first_layer_s_inputs(exports: Exports, 
     assert not inputs & {first.gate.weight, first.up.weight, first.down.weight}
     own = [value for value in forms.long.graph.initializers.values() if value.shape and len(value.shape) > 1]
     assert [str(value.name) for value in own] == ["model.language_model.inv_freq"]
+
+
+def test_layers_whose_attention_differs_have_no_long_form(exports: Exports) -> None:
+    """One graph could not run them all."""
+    forms = forms_of(exports, (OUTPUT,))
+    assert forms.steps is not None and forms.long is None
+
+
+def test_attention_that_is_whole_in_every_layer_has_one(exports: Exports) -> None:
+    forms = forms_of(exports, tuple(OUTPUT.replace(".1.", f".{layer}.") for layer in range(3)))
+    assert forms.long is not None and forms.mlp_steps

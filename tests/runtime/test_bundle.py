@@ -211,7 +211,7 @@ def with_weights(
 
 LINEAR = StepLinear("w", None)
 LAYER = StepLayer("n", LINEAR, "b", LINEAR, "n", LINEAR, LINEAR, LINEAR, ())
-STEPS = StepForm(3, 1e-6, 1e6, (1,), (LAYER,) * FACTS.layers, "n")
+STEPS = StepForm(3, 1e-6, 1e6, (1, 0, 0), (LAYER,) * FACTS.layers, "n")
 """Of three heads over the made-up model's one of keys and values."""
 NUMBERS = (
     shared(),
@@ -234,7 +234,9 @@ def test_a_graph_may_have_forms_for_steps_and_long_runs(folder: Path) -> None:
         replace(STEPS, layers=STEPS.layers[:1]),
         replace(STEPS, heads=0),
         replace(STEPS, heads=4),
-        replace(STEPS, mrope_section=(2,)),
+        replace(STEPS, mrope_section=(2, 0, 0)),
+        replace(STEPS, mrope_section=(1,)),
+        replace(STEPS, mrope_section=(2, -1, 0)),
         replace(STEPS, norm="b"),
         replace(STEPS, norm="absent"),
         replace(STEPS, layers=(LAYER, replace(LAYER, bias="n"))),
@@ -251,6 +253,12 @@ def test_steps_must_fit_the_model(folder: Path, steps: StepForm) -> None:
 def test_long_runs_must_fit_the_steps(folder: Path, mlp_steps: tuple[tuple[float, float], ...]) -> None:
     with_weights(folder, *NUMBERS, long_form=replace(LONG, mlp_steps=mlp_steps), step_form=STEPS)
     assert "do not fit its steps" in refusal(folder)
+
+
+def test_one_graph_runs_the_attention_of_all_layers(folder: Path) -> None:
+    other = replace(LAYER, output=StepLinear("w", "n"))
+    with_weights(folder, *NUMBERS, long_form=LONG, step_form=replace(STEPS, layers=(LAYER, other)))
+    assert "the long runs of graph decoder do not fit its steps" in refusal(folder)
 
 
 def test_long_runs_need_steps(folder: Path) -> None:

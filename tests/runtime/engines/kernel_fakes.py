@@ -29,6 +29,9 @@ class FakeGpu:
     def processors(self) -> int:
         return PROCESSORS
 
+    def shared_bytes(self) -> int:
+        return 232_448
+
     def enter(self) -> None:
         pass
 

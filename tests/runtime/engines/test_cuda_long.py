@@ -55,6 +55,9 @@ class Attention:
     def queue(self, inputs: dict[str, DeviceBuffer], outputs: dict[str, DeviceBuffer]) -> None:
         self.log.append((f"attention {self.index}", dict(inputs), dict(outputs)))
 
+    def row_bytes(self) -> int:
+        return 100
+
 
 def long_run(monkeypatch: pytest.MonkeyPatch) -> tuple[LongRuns, FakeGpu, dict[str, DeviceBuffer], list[Any]]:
     for module in (cuda_steps, cuda_long):
@@ -121,4 +124,4 @@ def test_an_mlp_rounds_by_the_manifest_s_steps_and_adds_to_the_residual(monkeypa
 
 def test_memory_for_a_token_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     run, *_ = long_run(monkeypatch)
-    assert run.row_bytes() == 7 * HIDDEN + 5 * INNER
+    assert run.row_bytes() == 100 + 7 * HIDDEN + 5 * INNER

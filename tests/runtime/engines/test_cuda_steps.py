@@ -138,6 +138,39 @@ def test_matrices_that_no_kernel_reads_are_refused(monkeypatch: pytest.MonkeyPat
         steps(gpu, monkeypatch, FORM, found)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"0.o": (2 * HIDDEN, HEADS * HEAD_DIM)},
+        {"0.qkv": (HIDDEN, HIDDEN)},
+        {"0.up": (2 * INNER, HIDDEN)},
+        {"0.down": (HIDDEN, 2 * INNER)},
+    ],
+)
+def test_matrices_of_another_size_are_refused(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, tuple[int, int]]
+) -> None:
+    """Their rows would be written where other memory is."""
+    gpu = FakeGpu()
+    found = weights(gpu) | {name: gpu.buffer(shape) for name, shape in change.items()}
+    with pytest.raises(BundleError, match="no kernel multiplies by"):
+        steps(gpu, monkeypatch, FORM, found)
+
+
+def test_a_float_matrix_is_of_the_activation_s_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    found = weights(gpu) | {"0.o": gpu.buffer((HIDDEN, HEADS * HEAD_DIM), "float32")}
+    with pytest.raises(BundleError, match=r"no kernel multiplies by 0\.o"):
+        steps(gpu, monkeypatch, FORM, found)
+
+
+def test_a_gpu_of_little_shared_memory_takes_fewer_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    monkeypatch.setattr(gpu, "shared_bytes", lambda: 8192)
+    assert steps(gpu, monkeypatch, FORM, weights(gpu)).most_tokens == 3
+    assert steps(FakeGpu(), monkeypatch, FORM, weights(gpu)).most_tokens == MAX_TOKENS
+
+
 @pytest.mark.parametrize(("parts", "warps"), [(56, 8), (28, 7), (14, 7), (148, 8), (296, 8), (4, 4), (74, 7)])
 def test_warps_share_a_row_without_idling(parts: int, warps: int) -> None:
     assert warps_for(parts) == warps

@@ -56,6 +56,19 @@ def test_large_sizes_fit_one_another() -> None:
     assert pool.allocations == 1
 
 
+def test_a_pool_s_memory_goes_back_with_it_and_a_block_that_outlives_it_later() -> None:
+    memory = FakeMemory(2**30)
+    pool = Pool(memory)
+    pool.take(5000)
+    kept = pool.take(9000)
+    del pool
+    gc.collect()
+    assert list(memory.held) == [kept.address]
+    del kept
+    gc.collect()
+    assert not memory.held
+
+
 def test_what_waits_goes_back_to_the_device_before_anything_is_refused() -> None:
     memory = FakeMemory(6 * GRAIN)
     pool = Pool(memory)

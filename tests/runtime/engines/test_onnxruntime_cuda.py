@@ -105,6 +105,8 @@ class FakeLong:
 class FakeKernels:
     """Steps by kernels of our own: what was captured, and how often it ran."""
 
+    most_tokens = 8
+
     def __init__(self) -> None:
         self.captured: list[dict[str, int]] = []
         self.replays = 0

@@ -54,7 +54,7 @@ def test_the_mlps_of_long_runs_compile_where_fp8_is() -> None:
     assert all(kernel.encode() in found.code for kernel in cuda_long.KERNELS)
 
 
-@pytest.mark.parametrize(("heads", "head_dim", "bf16"), [(16, 80, 1), (4, 64, 0)])
+@pytest.mark.parametrize(("heads", "head_dim", "bf16"), [(16, 80, 1), (4, 64, 0), (8, 112, 1)])
 def test_the_vision_encoder_s_attention_compiles(heads: int, head_dim: int, bf16: int) -> None:
     macros = {"HEADS": heads, "HEAD_DIM": head_dim, "BF16": bf16}
     assert b"segments" in Nvrtc().compile(SOURCES["segments.cu"], (8, 0), macros, []).code
