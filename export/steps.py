@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..runtime.contract import cache_names
+from ..runtime.engines.cuda_matrices import PART_LOADS, SEGMENT_LOADS, TILE_ROWS
 from ..runtime.manifest import StepForm, StepLayer, StepLinear
 from .facts import TextFacts
 
@@ -27,9 +28,8 @@ BLOCKS, FP8_WEIGHT = "MatMulNBits", "MatMulBlockQuantizedFp8Weight"
 
 HEAD_DIMS = (64, 128)
 HIDDEN_MULTIPLE = 64
-TILE_ROWS = 16
-LOAD_BITS, ROW_LOADS, SEGMENT_LOADS = 128, 8, 4
-"""Bits of a load; loads of which a row is a multiple, and those that share an fp8 scale (`runtime/kernels/step.cu`)."""
+LOAD_BITS = 128
+"""Of a thread's load (`runtime/kernels/step.cu`)."""
 FP8, HALF, BFLOAT16 = ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 
 
@@ -53,7 +53,7 @@ class StoredMatrix:
     def fits(self) -> bool:
         """Whether the kernels can read it: whole tiles of rows, whole loads in them, and in their scales' blocks."""
         load = LOAD_BITS // self.bits
-        if self.inputs % (ROW_LOADS * load) or self.outputs % TILE_ROWS:
+        if self.inputs % (PART_LOADS * load) or self.outputs % TILE_ROWS:
             return False
         least = SEGMENT_LOADS * load if self.operator == FP8_WEIGHT else load
         whole = self.block in (0, self.inputs)

@@ -37,7 +37,7 @@ from .device_memory import DeviceBuffer, Pool, itemsize
 
 MAX_TOKENS = 8
 """Columns of the tensor cores' narrowest product: a step's token, or those of the forced answer behind a reflection."""
-SOURCE = "step.cu"
+SOURCES = ("step.cu", "step_numbers.cu", "step_ends.cu", "step_product.cu", "step_attention.cu")
 CACHES = {FLOAT: FLOATS, "int8": INT8, "float8e4m3fn": FP8}
 WARP, BLOCK_WARPS = 32, 8
 BLOCKS = {QKV: 3, RESIDUAL: 2, GATE_UP: 3}
@@ -152,7 +152,7 @@ class Programs:
         self, gpu: KernelGpu, manifest: Manifest, form: StepForm, layers: list[Layer], most_tokens: int
     ) -> None:
         self._gpu, self._manifest, self._form, self._layers = gpu, manifest, form, layers
-        self._compiler, self._source = Nvrtc(), source(SOURCE)
+        self._compiler, self._source = Nvrtc(), source(*SOURCES)
         self._thread = ThreadPoolExecutor(1)
         self._compiled: dict[int, Future[Compiled]] = {}
         self._loaded: dict[int, Program] = {}

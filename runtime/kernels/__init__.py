@@ -5,6 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def source(name: str) -> str:
-    """The CUDA C++ in a file of this folder."""
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+def source(*names: str) -> str:
+    """The CUDA C++ in files of this folder, one behind the other."""
+    return "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in names)

@@ -7,7 +7,10 @@ from reflectrt.runtime.engines import cuda_long, cuda_steps, cuda_vision
 from reflectrt.runtime.kernels import arguments, source
 from reflectrt.runtime.kernels.nvrtc import Nvrtc
 
-SOURCES = {name: source(name) for name in (cuda_steps.SOURCE, cuda_long.SOURCE, cuda_vision.SOURCE)}
+SOURCES = {
+    "step.cu": source(*cuda_steps.SOURCES),
+    **{name: source(name) for name in (cuda_long.SOURCE, cuda_vision.SOURCE)},
+}
 SEVEN = {"TOKENS": 1, "HIDDEN": 3584, "HEADS": 28, "KV_HEADS": 4, "HEAD_DIM": 128, "EPSILON": "1e-06f"}
 SMALL = {"TOKENS": 5, "HIDDEN": 256, "HEADS": 4, "KV_HEADS": 2, "HEAD_DIM": 64, "EPSILON": "1e-06f"}
 
