@@ -49,6 +49,7 @@ class Form:
             self.stream.roll_back(self.start)
             self.stream.feed_visual(given, grid, 1.0, 0)
             self.stream.end_visual(grid, 1.0)
+            engine.wait()
 
         return timed(run, 5)
 
