@@ -66,8 +66,7 @@ def step_form(model: ir.Model, text: TextFacts) -> StepForm | None:
     layers = [layer for index in range(text.layers) if (layer := _layer(model.graph, matrices, index)) is not None]
     if len(layers) < text.layers or not _fits(model.graph, matrices, text):
         return None
-    section = tuple(text.mrope_section)
-    return StepForm(text.heads, text.rms_eps, text.rope_theta, section, tuple(layers), FINAL_NORM)
+    return StepForm(text.heads, text.rms_eps, text.rope_theta, text.mrope_section, tuple(layers), FINAL_NORM)
 
 
 def step_weights(form: StepForm) -> Iterator[str]:

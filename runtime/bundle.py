@@ -25,7 +25,6 @@ from .strict import short
 Progress = Callable[[int, int], None]
 """Called with bytes hashed so far and bytes in all."""
 
-POSITION_AXES = ("time", "height", "width")
 CHUNK_BYTES = 4 * 2**20
 TOKENIZER = "tokenizer.json"
 
@@ -169,7 +168,6 @@ def _check_steps(name: str, manifest: Manifest) -> None:
         len(form.layers) == model.layers
         and form.heads > 0
         and form.heads % model.kv_heads == 0
-        and len(form.mrope_section) == len(POSITION_AXES)
         and min(form.mrope_section) >= 0
         and 2 * sum(form.mrope_section) == model.head_dim
         and shapes.get(form.norm) == (model.hidden,)

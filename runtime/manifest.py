@@ -190,7 +190,7 @@ class StepForm:
     epsilon: float
     """Of the RMS norms."""
     rope_theta: float
-    mrope_section: tuple[int, ...]
+    mrope_section: tuple[int, int, int]
     """Pairs of a head that time, height and width turn."""
     layers: tuple[StepLayer, ...]
     norm: str

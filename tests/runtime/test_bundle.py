@@ -235,7 +235,6 @@ def test_a_graph_may_have_forms_for_steps_and_long_runs(folder: Path) -> None:
         replace(STEPS, heads=0),
         replace(STEPS, heads=4),
         replace(STEPS, mrope_section=(2, 0, 0)),
-        replace(STEPS, mrope_section=(1,)),
         replace(STEPS, mrope_section=(2, -1, 0)),
         replace(STEPS, norm="b"),
         replace(STEPS, norm="absent"),
