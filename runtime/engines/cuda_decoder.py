@@ -21,8 +21,8 @@ from ..contract import cache_output
 from ..engine import Buffer
 from .cuda_long import LongRuns
 from .cuda_steps import MAX_TOKENS, StepKernels
-from .device_memory import DeviceBuffer
-from .ort_cuda_graph import GRAPH, OrtCudaGraph, device_buffer, device_buffers
+from .device_memory import DeviceBuffer, device_buffer
+from .ort_cuda_graph import GRAPH, OrtCudaGraph, device_buffers
 
 MAX_GRAPHS = 16
 """Captured graphs that are kept, those lately used; each holds some MB."""

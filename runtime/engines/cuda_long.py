@@ -10,9 +10,7 @@ weights are those that steps read; a layer's run binds its own to the names of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_void_p
-from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +25,7 @@ from .cuda_kernels import KernelGpu, Launch
 from .cuda_matrices import Matrix
 from .cuda_products import Fp8Products, Operands, Shape
 from .cuda_steps import StepKernels
-from .device_memory import DeviceBuffer, Pool, itemsize
+from .device_memory import DeviceBuffer, Pool
 
 SOURCE = "mlp.cu"
 KERNELS = ("round_rows", "inner_rows", "norm_rows")
@@ -68,19 +66,19 @@ class LongRuns:
         self.tokens, self._steps = forms[1].tokens, forms[1].mlp_steps
         steps = np.zeros((len(self._layers), 2, SCALE_FLOATS), np.float32)
         steps[:, :, 0] = self._steps
-        self._step_buffer = self._buffer(steps.shape, "float32")
+        self._step_buffer = self._pool.buffer(steps.shape, "float32")
         gpu.upload(steps.ctypes.data, self._step_buffer.address, steps.nbytes)
         self._products = Fp8Products(gpu, pool)
         capability = gpu.facts().capability
-        self._compiled = ThreadPoolExecutor(1).submit(Nvrtc().compile, source(SOURCE), capability, {}, ())
+        self._compiled = Nvrtc().ahead(source(SOURCE), capability, {})
         self._kernels: dict[str, c_void_p] = {}
 
     def run(self, inputs: Buffers, outputs: Buffers) -> None:
         """Queue a run of the decoder from bound inputs into bound outputs."""
         tokens = inputs["embeddings"].shape[1]
         shape = (1, tokens, self._model.hidden)
-        x, normed = inputs["embeddings"], self._buffer(shape, BFLOAT16)
-        residuals = [self._buffer(shape, BFLOAT16) for _ in range(2)]
+        x, normed = inputs["embeddings"], self._pool.buffer(shape, BFLOAT16)
+        residuals = [self._pool.buffer(shape, BFLOAT16) for _ in range(2)]
         names = cache_names(self._model.layers)
         for index in range(len(self._layers)):
             given = {name: inputs[name] for name in ("positions", "past_length")} | {"embeddings": x}
@@ -103,14 +101,14 @@ class LongRuns:
         layer, (step, inner_step) = self._layers[index], self._steps[index]
         tokens, hidden, inner = normed.shape[1], layer.gate.inputs, layer.gate.rows
         steps = [self._step_buffer.view((1,), SCALE_FLOATS * place).address for place in (2 * index, 2 * index + 1)]
-        rounded = self._buffer((tokens, hidden), FP8)
+        rounded = self._pool.buffer((tokens, hidden), FP8)
         count = tokens * hidden // AT_ONCE
         self._each("round_rows", Round(normed.address, rounded.address, count, 1 / step))
-        both = self._buffer((tokens, 2, inner), BFLOAT16)
+        both = self._pool.buffer((tokens, 2, inner), BFLOAT16)
         for place, matrix in enumerate((layer.gate, layer.up)):
             out = both.view((tokens, inner), place * inner)
             self._multiply(matrix, rounded, steps[0], out, 2 * inner)
-        activated = self._buffer((tokens, inner), FP8)
+        activated = self._pool.buffer((tokens, inner), FP8)
         count = tokens * inner // AT_ONCE
         self._each("inner_rows", Inner(both.address, activated.address, count, inner, 1 / inner_step))
         self._multiply(layer.down, activated, steps[1], residual, hidden, added=True)
@@ -141,6 +139,3 @@ class LongRuns:
             module = self._gpu.load(self._compiled.result().code)
             self._kernels = {kernel: self._gpu.function(module, kernel) for kernel in KERNELS}
         return self._kernels[name]
-
-    def _buffer(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
-        return DeviceBuffer(self._pool.take(prod(shape) * itemsize(dtype)), 0, shape, dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from ..manifest import Manifest, StepForm
 from .cuda_graph import CapturedWork
 from .cuda_kernels import KernelGpu, Launch
 from .cuda_matrices import Layer, Matrix, layer_weights, weight_named
-from .device_memory import DeviceBuffer, Pool, itemsize
+from .device_memory import DeviceBuffer, Pool
 
 MAX_TOKENS = 8
 """Columns of the tensor cores' narrowest product: a step's token, or those of the forced answer behind a reflection."""
@@ -153,7 +153,6 @@ class Programs:
     ) -> None:
         self._gpu, self._manifest, self._form, self._layers = gpu, manifest, form, layers
         self._compiler, self._source = Nvrtc(), source(*SOURCES)
-        self._thread = ThreadPoolExecutor(1)
         self._compiled: dict[int, Future[Compiled]] = {}
         self._loaded: dict[int, Program] = {}
         forced = 1 + len(manifest.prompt.answer_prefix)
@@ -170,7 +169,7 @@ class Programs:
     def _compile(self, tokens: int) -> Future[Compiled]:
         if tokens not in self._compiled:
             given = (self._source, self._gpu.facts().capability, self._macros(tokens), list(self._kernels()))
-            self._compiled[tokens] = self._thread.submit(self._compiler.compile, *given)
+            self._compiled[tokens] = self._compiler.ahead(*given)
         return self._compiled[tokens]
 
     def _kernels(self) -> dict[str, int]:
@@ -223,21 +222,17 @@ class Space:
         exponents = np.arange(0, model.head_dim, 2, dtype=np.float32) / np.float32(model.head_dim)
         self.frequencies = self._filled((1.0 / np.float32(form.rope_theta) ** exponents).astype(np.float32))
         self.axes = self._filled(np.repeat(np.arange(3, dtype=np.int32), form.mrope_section))
-        self.residual = self._buffer((MAX_TOKENS, model.hidden), "float32")
-        self.turns = self._buffer((MAX_TOKENS, model.head_dim), "float32")
-        self.queries = self._buffer((MAX_TOKENS, width), manifest.activation)
-        self.attended = self._buffer((MAX_TOKENS, width), manifest.activation)
-        self.inner = self._buffer((MAX_TOKENS, max(layer.gate.rows for layer in layers)), manifest.activation)
-        self.sums = self._buffer((stretches, queries, model.head_dim), "float32")
-        self.shares = self._buffer((stretches, queries, 2), "float32")
+        self.residual = self._pool.buffer((MAX_TOKENS, model.hidden), "float32")
+        self.turns = self._pool.buffer((MAX_TOKENS, model.head_dim), "float32")
+        self.queries = self._pool.buffer((MAX_TOKENS, width), manifest.activation)
+        self.attended = self._pool.buffer((MAX_TOKENS, width), manifest.activation)
+        self.inner = self._pool.buffer((MAX_TOKENS, max(layer.gate.rows for layer in layers)), manifest.activation)
+        self.sums = self._pool.buffer((stretches, queries, model.head_dim), "float32")
+        self.shares = self._pool.buffer((stretches, queries, 2), "float32")
         self.tickets = self._filled(np.zeros(queries, np.int32))
 
-    def _buffer(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
-        size = int(np.prod(shape)) * itemsize(dtype)
-        return DeviceBuffer(self._pool.take(size), 0, shape, dtype)
-
     def _filled(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> DeviceBuffer:
-        buffer = self._buffer(array.shape, array.dtype.name)
+        buffer = self._pool.buffer(array.shape, array.dtype.name)
         self._gpu.upload(array.ctypes.data, buffer.address, array.nbytes)
         return buffer
 

@@ -10,10 +10,8 @@ session runs all blocks, each with its own weights bound.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_void_p
 from functools import cached_property
-from math import prod
 
 import numpy as np
 
@@ -49,7 +47,7 @@ class VisionSegments:
         self._width = form.heads * form.head_dim
         macros = {"HEADS": form.heads, "HEAD_DIM": form.head_dim, "BF16": int(activation == "bfloat16")}
         capability = gpu.facts().capability
-        self._compiled = ThreadPoolExecutor(1).submit(Nvrtc().compile, source(SOURCE), capability, macros, ())
+        self._compiled = Nvrtc().ahead(source(SOURCE), capability, macros)
 
     def run(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """Queue a run from bound inputs into bound outputs."""
@@ -91,15 +89,15 @@ class VisionSegments:
         """What the start says of a grid's angles and windows."""
         angles = (patches, self._form.head_dim // 2)
         return {
-            "cos": self._buffer(angles, "float32"),
-            "sin": self._buffer(angles, "float32"),
-            "window_ends": self._buffer((grids * windows + 1,), "int32"),
-            "window_ranks": self._buffer((patches,), "int64"),
+            "cos": self._pool.buffer(angles, "float32"),
+            "sin": self._pool.buffer(angles, "float32"),
+            "window_ends": self._pool.buffer((grids * windows + 1,), "int32"),
+            "window_ranks": self._pool.buffer((patches,), "int64"),
         }
 
     def _grid_ends(self, grids: int, patches: int) -> DeviceBuffer:
         ends = np.arange(grids + 1, dtype=np.int32) * np.int32(patches)
-        buffer = self._buffer(ends.shape, "int32")
+        buffer = self._pool.buffer(ends.shape, "int32")
         self._gpu.upload(ends.ctypes.data, buffer.address, ends.nbytes)
         return buffer
 
@@ -108,7 +106,4 @@ class VisionSegments:
         return self._gpu.function(self._gpu.load(self._compiled.result().code), "segments")
 
     def _rows(self, rows: int, parts: int) -> DeviceBuffer:
-        return self._buffer((rows, parts * self._width), self._activation)
-
-    def _buffer(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
-        return DeviceBuffer(self._pool.take(prod(shape) * itemsize(dtype)), 0, shape, dtype)
+        return self._pool.buffer((rows, parts * self._width), self._activation)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
+from ..engine import Buffer
 from ..errors import ResourceError
 from ..manifest import ITEMSIZES as WEIGHT_SIZES
 from .cuda import DeviceMemoryError
@@ -89,6 +90,13 @@ class _Waiting:
         self.release()
 
 
+def device_buffer(buffer: Buffer) -> DeviceBuffer:
+    """A buffer of this engine; TypeError for another's."""
+    if not isinstance(buffer, DeviceBuffer):
+        raise TypeError(f"a {type(buffer).__name__} is not this engine's")
+    return buffer
+
+
 class Pool:
     """Blocks by size. Work runs in the order it is queued in, so a block may be given out as soon as it is free.
 
@@ -108,6 +116,10 @@ class Pool:
         block = Block(waiting.pop() if waiting else self._allocate(rounded), rounded)
         weakref.finalize(block, self._waiting.give, rounded, block.address).atexit = False
         return block
+
+    def buffer(self, shape: Sequence[int], dtype: str) -> DeviceBuffer:
+        """An uninitialised buffer of any type. Raises ResourceError."""
+        return DeviceBuffer(self.take(prod(shape) * itemsize(dtype)), 0, tuple(shape), dtype)
 
     def free_bytes(self) -> int:
         """Memory that can be had: the device's free, and what waits here."""

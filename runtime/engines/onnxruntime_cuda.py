@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +25,9 @@ from .cuda_long import LongRuns
 from .cuda_runs import RowBytes, plan_runs
 from .cuda_steps import StepKernels
 from .cuda_vision import VisionSegments
-from .device_memory import DeviceBuffer, Pool, itemsize
+from .device_memory import DeviceBuffer, Pool, device_buffer
 from .ort_cuda_checks import FP8_CAPABILITY, PROVIDER, check_device, check_nodes, check_provider
-from .ort_cuda_graph import OrtCudaGraph, device_buffer
+from .ort_cuda_graph import OrtCudaGraph
 from .ort_session import check_ports, check_version, first_line
 
 CudaGraph = OrtCudaGraph | VisionSegments
@@ -81,8 +80,7 @@ class OrtCudaEngine:
 
     def buffer(self, shape: Sequence[int], dtype: str) -> DeviceBuffer:
         """An uninitialised buffer of any type. Raises ResourceError."""
-        block = self._pool.take(prod(shape) * itemsize(dtype))
-        return DeviceBuffer(block, 0, tuple(shape), dtype)
+        return self._pool.buffer(shape, dtype)
 
     def upload(self, array: Array) -> DeviceBuffer:
         """The array on the device; floats in the activation type."""

@@ -9,7 +9,7 @@ import onnxruntime as ort
 
 from ..engine import Buffer
 from .cuda_runs import ROW_BYTES
-from .device_memory import DeviceBuffer
+from .device_memory import DeviceBuffer, device_buffer
 from .ort_session import failure
 
 ONNX_TYPES = {
@@ -20,13 +20,6 @@ ONNX_TYPES = {
 
 GRAPH = "gpu_graph_id"
 NO_GRAPH = MappingProxyType({GRAPH: "-1"})
-
-
-def device_buffer(buffer: Buffer) -> DeviceBuffer:
-    """A buffer of this engine; TypeError for another's."""
-    if not isinstance(buffer, DeviceBuffer):
-        raise TypeError(f"a {type(buffer).__name__} is not this engine's")
-    return buffer
 
 
 def device_buffers(ports: Mapping[str, Buffer]) -> dict[str, DeviceBuffer]:

@@ -7,7 +7,6 @@ held against the contract before it runs. Graphs run one after another on one st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ from ..memory_plan import check_fits, plan_engines, resident_share, without_stre
 from ..plans import EnginePlan, Machine, choose, runnable
 from . import bfloat16
 from .cuda_graph import CapturingGpu
-from .device_memory import Block, DeviceBuffer, Pool, itemsize
-from .tensorrt_graphs import TensorRTDecoder, TensorRTGraph, TensorRTVision, device_buffer
+from .device_memory import Block, DeviceBuffer, Pool, device_buffer
+from .tensorrt_graphs import TensorRTDecoder, TensorRTGraph, TensorRTVision
 from .tensorrt_library import library_for
 from .tensorrt_loading import check_engine, limit_weights, load_plan
 
@@ -98,8 +97,7 @@ class TensorRTEngine:
 
     def buffer(self, shape: Sequence[int], dtype: str) -> DeviceBuffer:
         """An uninitialised buffer of any type. Raises ResourceError."""
-        block = self._pool.take(prod(shape) * itemsize(dtype))
-        return DeviceBuffer(block, 0, tuple(shape), dtype)
+        return self._pool.buffer(shape, dtype)
 
     def upload(self, array: Array) -> DeviceBuffer:
         """The array on the device; floats in the activation type."""

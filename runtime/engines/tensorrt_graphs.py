@@ -13,7 +13,7 @@ from ..engine import Buffer
 from ..errors import LimitError, ReflectRTError
 from ..plans import EnginePlan
 from .cuda_graph import CapturedWork, CapturingGpu
-from .device_memory import DeviceBuffer
+from .device_memory import DeviceBuffer, device_buffer
 
 MAX_RECORDED = 8
 """Recorded steps that are kept, one for each KV cache lately used."""
@@ -35,13 +35,6 @@ class Host(Protocol):
 
     def load(self, plan: EnginePlan) -> TensorRTGraph:
         """Deserialise a plan."""
-
-
-def device_buffer(buffer: Buffer) -> DeviceBuffer:
-    """A buffer that is on the device."""
-    if not isinstance(buffer, DeviceBuffer):
-        raise TypeError(f"a {type(buffer).__name__} is not this engine's")
-    return buffer
 
 
 def sizes(ports: Iterable[Port], shapes: Mapping[str, Shape]) -> dict[str, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from ctypes import byref, c_char_p, c_size_t, c_void_p
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -34,6 +35,7 @@ class Nvrtc:
 
     def __init__(self, load: Callable[[str], Any] = ctypes.CDLL) -> None:
         """Raises CompatibilityError where it is not installed."""
+        self._thread = ThreadPoolExecutor(1)
         for place in _places():
             try:
                 # The compiler looks for its builtins by name alone: where a package has them, they must be loaded.
@@ -47,6 +49,12 @@ class Nvrtc:
             f"NVIDIA's run-time compiler ({LIBRARIES[0]}) is not installed; "
             "run `pip install 'onnxruntime-gpu[cuda,cudnn]'`"
         )
+
+    def ahead(
+        self, source: str, capability: tuple[int, int], macros: Mapping[str, str | int], kernels: Sequence[str] = ()
+    ) -> Future[Compiled]:
+        """`compile` on a thread; what it raises comes with the result."""
+        return self._thread.submit(self.compile, source, capability, macros, kernels)
 
     def compile(
         self, source: str, capability: tuple[int, int], macros: Mapping[str, str | int], kernels: Sequence[str]

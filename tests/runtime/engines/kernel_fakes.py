@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from reflectrt.runtime.engines.cuda import GpuFacts
@@ -81,3 +82,10 @@ class FakeNvrtc:
         assert source and capability
         self.asked.append(macros)
         return Compiled(b"code", {name: name for name in kernels})
+
+    def ahead(
+        self, source: str, capability: tuple[int, int], macros: Mapping[str, Any], kernels: Sequence[str] = ()
+    ) -> Future[Compiled]:
+        done: Future[Compiled] = Future()
+        done.set_result(self.compile(source, capability, macros, kernels))
+        return done

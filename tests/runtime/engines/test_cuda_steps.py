@@ -98,7 +98,6 @@ def test_what_every_answer_needs_is_compiled_ahead(monkeypatch: pytest.MonkeyPat
     gpu = FakeGpu()
     kernels = steps(gpu, monkeypatch, FORM, weights(gpu))
     asked: list[Any] = kernels._programs._compiler.asked  # type: ignore[attr-defined]
-    kernels._programs._thread.shutdown(wait=True)
     prefix = make_manifest().prompt.answer_prefix
     assert {macros["TOKENS"] for macros in asked} == {1, min(1 + len(prefix), MAX_TOKENS)}
     assert asked[0]["EPSILON"] == "1e-06f" and asked[0]["BF16"] == 1 and asked[0]["CACHE"] == 0
