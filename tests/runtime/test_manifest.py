@@ -147,6 +147,8 @@ def test_steps_are_parsed_back_and_a_wrong_part_is_named() -> None:
     assert parse(text).graphs["decoder"].step_form == STEPS
     wrong = text.replace('"scales": "s"', '"scales": 3', 1)
     assert "decoder.step_form.layers[0].output.scales is 3" in refusal(wrong)
+    short = dump(replace(FULL, graphs={"decoder": replace(entry, step_form=replace(STEPS, mrope_section=(32, 32)))}))  # type: ignore[arg-type]  # the point
+    assert "decoder.step_form.mrope_section has 2 items, not 3" in refusal(short)
 
 
 SEGMENTS = VisionForm("s.onnx", "b.onnx", "e.onnx", 16, 80, ("norm2.weight",), (("a",), ("b",)), (1,))
