@@ -10,7 +10,9 @@ from PIL import Image
 from .item import ImageItem, VideoItem
 
 FRAMES_PER_SECOND = 2  # what `fps=2` sampling asks for: a reader that samples so sees every frame
-QUALITY = {"crf": "12", "preset": "fast", "bf": "0"}  # x264: near lossless, so that a needle of one frame survives
+# x264: near lossless, so that a needle of one frame survives; and the same bytes from every processor (it takes other
+# instructions on each, which choose differently).
+QUALITY = {"crf": "12", "preset": "fast", "bf": "0", "x264-params": "cpu-independent=1"}
 
 
 def write(items: Iterable[ImageItem | VideoItem], folder: Path) -> Path:
