@@ -20,9 +20,10 @@ from .. import contract
 from ..contract import cache_output
 from ..engine import Buffer
 from .cuda_long import LongRuns
-from .cuda_steps import MAX_TOKENS, StepKernels
+from .cuda_steps import StepKernels
 from .device_memory import DeviceBuffer, device_buffer
 from .ort_cuda_graph import GRAPH, OrtCudaGraph, device_buffers
+from .step_blocks import MAX_TOKENS
 
 MAX_GRAPHS = 16
 """Captured graphs that are kept, those lately used; each holds some MB."""

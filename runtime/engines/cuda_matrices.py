@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import BundleError
@@ -41,6 +41,11 @@ class Matrix:
         return self.weight.shape[0]
 
     @property
+    def shift(self) -> int:
+        """How often a place in a row is halved to find its scale; meaningful where scales are of less than a row."""
+        return self.block.bit_length() - 1
+
+    @property
     def parts(self) -> int:
         """Of 128 bytes, in each row."""
         return self.inputs // (PART_LOADS * ELEMENTS[self.format])
@@ -73,10 +78,9 @@ class Layer:
     down: Matrix
     cache_scales: tuple[DeviceBuffer, ...]
 
-    def kernels(self) -> Iterator[tuple[str, int]]:
-        """Instances that it needs, and what each is for."""
-        for matrix, kind in ((self.qkv, QKV), (self.output, RESIDUAL), (self.gate, GATE_UP), (self.down, RESIDUAL)):
-            yield matrix.kernel(kind), kind
+    def products(self) -> tuple[tuple[Matrix, int], ...]:
+        """Its matrices (gate for gate and up), and what each product is for."""
+        return (self.qkv, QKV), (self.output, RESIDUAL), (self.gate, GATE_UP), (self.down, RESIDUAL)
 
 
 def layer_weights(names: StepLayer, weights: Mapping[str, DeviceBuffer], model: ModelFacts, form: StepForm) -> Layer:
@@ -84,7 +88,7 @@ def layer_weights(names: StepLayer, weights: Mapping[str, DeviceBuffer], model: 
     hidden, width = model.hidden, form.heads * model.head_dim
     inner = weight_named(weights, names.gate.weight).shape[0]
     gate, up = (_matrix(linear, weights, inner, hidden) for linear in (names.gate, names.up))
-    if gate.kernel(GATE_UP) != up.kernel(GATE_UP) or gate.block != up.block:
+    if (gate.format, gate.scaling, gate.block) != (up.format, up.scaling, up.block):
         raise BundleError(f"{names.gate.weight} and {names.up.weight} differ in format; export the bundle again")
     return Layer(
         weight_named(weights, names.norm),
@@ -115,7 +119,9 @@ def _matrix(names: StepLinear, weights: Mapping[str, DeviceBuffer], rows: int, i
     blocks = scales.shape[1] if scales and len(scales.shape) == 2 else 1
     whole = kind is not None and inputs % (PART_LOADS * ELEMENTS[kind]) == 0 and rows % TILE_ROWS == 0
     fits = weight.shape[0] == rows and 8 * weight.nbytes == bits * rows * inputs
+    block = inputs // blocks
     scaled = scales is None or (scales.shape == (rows, blocks) and inputs % blocks == 0)
+    scaled = scaled and (blocks == 1 or block.bit_count() == 1)
     if kind is None or not (whole and fits and scaled):
         raise BundleError(f"no kernel multiplies by {names.weight}; export the bundle again")
-    return Matrix(weight, scales, inputs, kind, inputs // blocks)
+    return Matrix(weight, scales, inputs, kind, block)

@@ -29,25 +29,27 @@ from ..kernels.arguments import (
     Product,
 )
 from ..kernels.nvrtc import Compiled, Nvrtc
-from ..manifest import Manifest, StepForm
+from ..manifest import Manifest, ModelFacts, StepForm
 from .cuda_graph import CapturedWork
 from .cuda_kernels import KernelGpu, Launch
 from .cuda_matrices import Layer, Matrix, layer_weights, weight_named
 from .device_memory import DeviceBuffer, Pool
+from .step_blocks import (
+    ATTENTION_WARPS,
+    BLOCKS,
+    MAX_TOKENS,
+    attention_bytes,
+    most_tokens,
+    normed_bytes,
+    ring_depth,
+    row_blocks,
+    tile_pairs,
+    warps_for,
+)
 
-MAX_TOKENS = 8
-"""Columns of the tensor cores' narrowest product: a step's token, or those of the forced answer behind a reflection."""
 SOURCES = ("step.cu", "step_numbers.cu", "step_ends.cu", "step_product.cu", "step_attention.cu")
 CACHES = {FLOAT: FLOATS, "int8": INT8, "float8e4m3fn": FP8}
-WARP, BLOCK_WARPS = 32, 8
-BLOCKS = {QKV: 3, RESIDUAL: 2, GATE_UP: 3}
-"""Blocks of a product that a multiprocessor has registers for."""
-PADDING_BYTES = 64
-"""Behind a token's normed inputs in shared memory, at most."""
-SUM_BYTES = 2048 + 32
-"""Of a token in a block's sums, at most."""
-QUERY_ROWS = 16
-"""Of a block of attention."""
+WARP = 32
 
 Buffers = Mapping[str, DeviceBuffer]
 
@@ -60,7 +62,7 @@ class StepKernels:
         self._gpu, self._model = gpu, manifest.model
         self.layers = [layer_weights(names, weights, manifest.model, form) for names in form.layers]
         self.norm, self._heads = weight_named(weights, form.norm), form.heads
-        self.most_tokens = _most_tokens(gpu.shared_bytes(), manifest.model.hidden)
+        self.most_tokens = most_tokens(gpu.shared_bytes(), manifest.model.hidden)
         self._programs = Programs(gpu, manifest, form, self.layers, self.most_tokens)
         self._stretches = max(1, gpu.processors() // manifest.model.kv_heads)
         self._space = Space(gpu, pool, manifest, form, self.layers, self._stretches)
@@ -113,23 +115,24 @@ class StepKernels:
         self, program: Program, kind: int, matrices: tuple[Matrix, ...], buffers: Buffers, more: Mapping[str, object]
     ) -> None:
         matrix = matrices[0]
-        tiles = matrix.rows * len(matrices) // QUERY_ROWS
+        pairs, blocks = matrix.rows * len(matrices) // 2, self._gpu.processors() * BLOCKS[kind]
         given = Product(
             weight=_addresses(*(one.weight for one in matrices)),
             scales=_addresses(*(one.scales for one in matrices if one.scales)),
             inputs=matrix.inputs,
-            block=matrix.block,
-            tiles=tiles,
+            pairs=pairs,
+            of_tile=tile_pairs(pairs, blocks),
+            blocks=matrix.inputs // matrix.block,
+            shift=matrix.shift,
             residual=self._space.residual.address,
             **{name: buffer.address for name, buffer in buffers.items()},
             **more,
         )
-        blocks = min(tiles, self._gpu.processors() * BLOCKS[kind])
         how = Launch((blocks, 1, 1), WARP * warps_for(matrix.parts), program.shared_bytes(kind))
         self._gpu.launch(program.products[matrix.kernel(kind)], how, given)
 
     def _attention(self, program: Program, more: Mapping[str, object]) -> None:
-        space, kv_heads = self._space, self._model.kv_heads
+        space = self._space
         given = Attention(
             queries=space.queries.address,
             sums=space.sums.address,
@@ -138,10 +141,9 @@ class StepKernels:
             out=space.attended.address,
             **more,
         )
-        queries = self._heads // kv_heads * program.tokens
-        rows = -(-queries // QUERY_ROWS)
-        stretches = max(1, self._stretches // rows)
-        how = Launch((stretches, kv_heads, rows), WARP * BLOCK_WARPS, program.exchange_bytes)
+        queries = self._heads // self._model.kv_heads * program.tokens
+        blocks = max(self._gpu.processors(), self._model.kv_heads * row_blocks(queries))
+        how = Launch((blocks, 1, 1), WARP * ATTENTION_WARPS, program.attention_bytes)
         self._gpu.launch(program.attention, how, given)
 
 
@@ -163,7 +165,7 @@ class Programs:
         """The kernels for so many tokens."""
         if tokens not in self._loaded:
             compiled = self._compile(tokens).result()
-            self._loaded[tokens] = Program(self._gpu, compiled, self._kernels(), tokens, self._manifest)
+            self._loaded[tokens] = Program(self._gpu, compiled, self._kernels(), tokens, self._manifest.model)
         return self._loaded[tokens]
 
     def _compile(self, tokens: int) -> Future[Compiled]:
@@ -174,7 +176,8 @@ class Programs:
 
     def _kernels(self) -> dict[str, int]:
         """Instances of the product that the layers need, and what each is for."""
-        return {name: kind for layer in self._layers for name, kind in layer.kernels()}
+        products = (product for layer in self._layers for product in layer.products())
+        return {matrix.kernel(kind): kind for matrix, kind in products}
 
     def _macros(self, tokens: int) -> dict[str, str | int]:
         model = self._manifest.model
@@ -187,6 +190,7 @@ class Programs:
             "EPSILON": f"{self._form.epsilon!r}f",
             "BF16": int(self._manifest.activation == "bfloat16"),
             "CACHE": CACHES[model.cache_dtype],
+            "RING_DEPTH": ring_depth(model, self._gpu.shared_bytes()),
         }
 
 
@@ -194,14 +198,13 @@ class Program:
     """The kernels for one number of tokens, on the GPU."""
 
     def __init__(
-        self, gpu: KernelGpu, compiled: Compiled, kinds: Mapping[str, int], tokens: int, manifest: Manifest
+        self, gpu: KernelGpu, compiled: Compiled, kinds: Mapping[str, int], tokens: int, model: ModelFacts
     ) -> None:
-        module, model = gpu.load(compiled.code), manifest.model
-        self.tokens = tokens
-        self.exchange_bytes = BLOCK_WARPS * QUERY_ROWS * (model.head_dim + 8) * 4
-        self._normed_bytes = tokens * (2 * model.hidden + PADDING_BYTES)
+        module = gpu.load(compiled.code)
+        self.tokens, self.attention_bytes = tokens, attention_bytes(model, gpu.shared_bytes())
+        self._normed_bytes = normed_bytes(tokens, model.hidden)
         self.begin, self.finish = gpu.function(module, "begin"), gpu.function(module, "finish")
-        self.attention = gpu.function(module, "attention", self.exchange_bytes)
+        self.attention = gpu.function(module, "attention", self.attention_bytes)
         self.products = {
             name: gpu.function(module, compiled.names[name], self.shared_bytes(kind)) for name, kind in kinds.items()
         }
@@ -235,17 +238,6 @@ class Space:
         buffer = self._pool.buffer(array.shape, array.dtype.name)
         self._gpu.upload(array.ctypes.data, buffer.address, array.nbytes)
         return buffer
-
-
-def _most_tokens(shared: int, hidden: int) -> int:
-    """Tokens of the longest step whose normed inputs and sums lie in a block's shared memory."""
-    return max(1, min(MAX_TOKENS, shared // (2 * hidden + PADDING_BYTES + SUM_BYTES)))
-
-
-def warps_for(parts: int) -> int:
-    """Warps that share a row's parts of 128 bytes: the most that idle little in the last round."""
-    idle = {warps: -(-parts // warps) * warps / parts for warps in range(BLOCK_WARPS, 3, -1)}
-    return next((warps for warps, share in idle.items() if share < 1.05), min(idle, key=idle.__getitem__))
 
 
 def _addresses(*buffers: DeviceBuffer) -> ctypes.Array[ctypes.c_uint64]:

@@ -3,7 +3,7 @@
 //   begin   embeddings -> residual (float32), cos and sin of this step's positions
 //   a layer, five kernels:
 //     product<QKV>       norm, q k v product, bias, rotation; rows of k and v go into the cache
-//     attention          each block a stretch of the cache, all query heads of one kv head; the last block joins
+//     attention          each block a stretch of the cache, all query heads of one kv head; all blocks join them
 //     product<RESIDUAL>  output product, added to the residual
 //     product<GATE_UP>   norm, gate and up products, silu(gate) * up
 //     product<RESIDUAL>  down product, added to the residual
@@ -11,12 +11,13 @@
 //
 // This file, then step_numbers.cu, step_ends.cu, step_product.cu and step_attention.cu, are one source.
 // Compiled for one model and one number of tokens by the macros that `cuda_steps.py` defines: TOKENS, HIDDEN, HEADS,
-// KV_HEADS, HEAD_DIM, EPSILON, BF16 (0: fp16), CACHE (FLOATS, INT8 or FP8). No headers: NVRTC comes without CUDA's.
+// KV_HEADS, HEAD_DIM, EPSILON, BF16 (0: fp16), CACHE (FLOATS, INT8 or FP8), RING_DEPTH (of attention). No headers: NVRTC
+// comes without CUDA's.
 //
 // Products are mma.m16n8k16 with 16 rows of the weight as A and the tokens as B. Which k a thread holds is free as long
 // as A and B agree, so each thread takes 16 neighbouring bytes of a row: no shared memory, no shuffles. A thread of
-// group g (lane / 4) and column c (lane % 4) holds rows g and g + 8; QKV and GATE_UP choose rows so that these two are
-// what a rotation, or silu(gate) * up, needs together.
+// group g (lane / 4) and column c (lane % 4) holds rows g and g + 8 of A, a pair: what a rotation, or silu(gate) * up,
+// needs together, else any two. A tile is 8 pairs, or fewer where that shares out better among the blocks.
 //
 // On Hopper and newer each kernel starts while the one before still runs (programmatic dependent launch): it reads
 // its first weights, which nobody writes, and only then waits for that one's results.

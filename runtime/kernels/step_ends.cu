@@ -29,13 +29,13 @@ __device__ __forceinline__ void normed(const float (&squares)[TOKENS], float* sc
         float sum = squares[t];
 #pragma unroll
         for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-        if (lane == 0) scratch[t * 8 + warp] = sum;
+        if (lane == 0) scratch[t * warps + warp] = sum;
     }
     __syncthreads();
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) {
         float sum = 0.f;
-        for (int w = 0; w < warps; w++) sum += scratch[t * 8 + w];
+        for (int w = 0; w < warps; w++) sum += scratch[t * warps + w];
         scale[t] = rsqrtf(sum / HIDDEN + EPSILON);
     }
 }
@@ -54,7 +54,7 @@ extern "C" __global__ void finish(Finish a) {
     for (int t = 0; t < TOKENS; t++) {
         squares[t] = 0.f;
         for (int i = threadIdx.x; i < HIDDEN; i += blockDim.x) {
-            float x = a.residual[t * HIDDEN + i];
+            float x = __ldcg(a.residual + t * HIDDEN + i);
             squares[t] += x * x;
         }
     }
@@ -63,5 +63,5 @@ extern "C" __global__ void finish(Finish a) {
     for (int t = 0; t < TOKENS; t++)
         for (int i = threadIdx.x; i < HIDDEN; i += blockDim.x)
             a.hidden_post_norm[t * HIDDEN + i] =
-                rounded<STORED>(a.residual[t * HIDDEN + i] * scale[t] * wide<STORED>(a.norm[i]));
+                rounded<STORED>(__ldcg(a.residual + t * HIDDEN + i) * scale[t] * wide<STORED>(a.norm[i]));
 }

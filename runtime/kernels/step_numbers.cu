@@ -65,6 +65,12 @@ __device__ __forceinline__ u8 to_fp8(float value) {
     return (u8)both;
 }
 
+__device__ __forceinline__ float power_of_2(float value) {
+    float out;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(value));
+    return out;
+}
+
 // Of fp16; what is no number stays none, so that it is found.
 __device__ __forceinline__ float in_range(float value) {
     return value > HIGHEST ? HIGHEST : value < -HIGHEST ? -HIGHEST : value;
@@ -81,6 +87,20 @@ __device__ __forceinline__ uint4 load_once(const void* address) {
     return v;
 }
 
+// 16 bytes to shared memory, on their way until `arrived`: for the thread that sent for them alone.
+__device__ __forceinline__ void send_for(void* to, const void* from) {
+    u32 at = (u32)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" :: "r"(at), "l"(from) : "memory");
+}
+
+// All that was sent for since the last time, or nothing, is one group.
+__device__ __forceinline__ void close_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait until no more than the last GROUPS are on their way.
+template <int GROUPS> __device__ __forceinline__ void arrived() {
+    asm volatile("cp.async.wait_group %0;" :: "n"(GROUPS) : "memory");
+}
+
 __device__ __forceinline__ void start_next() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
@@ -91,6 +111,24 @@ __device__ __forceinline__ void wait_for_last() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+__device__ __forceinline__ u32 load_acquire(const u32* address) {
+    u32 value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+    return value;
+}
+
+// Bring a line of memory that nobody writes nearer.
+__device__ __forceinline__ void near(const void* address) {
+    asm volatile("prefetch.global.L2 [%0];" :: "l"(address));
+}
+
+// A warp's 8 x 8 numbers of 16 bits the other way round: of row g, columns 2 c and 2 c + 1.
+__device__ __forceinline__ u32 transposed(u32 pair) {
+    u32 out;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+    return out;
 }
 
 template <bool HALF>

@@ -3,7 +3,8 @@
 struct Product {
     const u8* weight[2];        // [rows, inputs] as the format has them; for GATE_UP gate and up
     const void* scales[2];      // [rows, inputs / block]: float32 of fp8, else of the activation's type
-    int inputs, block, tiles;   // tiles of 16 rows (of GATE_UP 8 of each matrix)
+    int inputs, pairs, of_tile; // pairs of rows that a thread has together, in all and of a tile (8 or fewer)
+    int blocks, shift;          // scales of a row, of 2^shift numbers each
     float step;                 // RESIDUAL: what x was divided by
     int out_half;               // GATE_UP: `out` is fp16, divided by INNER_STEP, whatever the activation is
     const u16* x;               // RESIDUAL: [TOKENS, inputs]
@@ -29,19 +30,12 @@ template <int FORMAT> struct Piece {
     uint4 x[2][Load<FORMAT>::elements / 8];     // RESIDUAL: what a token has there
 };
 
-// Which rows of which matrix a thread's two are.
+// Which rows of which matrix a pair is.
 template <int KIND> struct Rows {
     int first, second;
-    __device__ __forceinline__ Rows(int tile, int group) {
-        if (KIND == QKV) {
-            first = tile / (HEAD_DIM / 16) * HEAD_DIM + tile % (HEAD_DIM / 16) * 8 + group;
-            second = first + PAIRS;
-        } else if (KIND == RESIDUAL) {
-            first = tile * 16 + group;
-            second = first + 8;
-        } else {
-            first = second = tile * 8 + group;
-        }
+    __device__ __forceinline__ Rows(const Product& a, int pair) {
+        first = KIND == QKV ? pair / PAIRS * HEAD_DIM + pair % PAIRS : pair;
+        second = KIND == QKV ? first + PAIRS : KIND == RESIDUAL ? pair + a.pairs : pair;
     }
 };
 
@@ -50,8 +44,8 @@ template <int FORMAT> __device__ __forceinline__ float scale_at(const void* scal
 }
 
 template <int FORMAT, int SCALING, int KIND>
-__device__ __forceinline__ void load(Piece<FORMAT>& piece, const Product& a, int tile, int part, int lane) {
-    Rows<KIND> rows(tile, lane / 4);
+__device__ __forceinline__ void load(Piece<FORMAT>& piece, const Product& a, int pair, int part, int lane) {
+    Rows<KIND> rows(a, pair);
     constexpr int elements = Load<FORMAT>::elements;
     i64 row_bytes = (i64)a.inputs * 16 / elements;
 #pragma unroll
@@ -64,7 +58,7 @@ __device__ __forceinline__ void load(Piece<FORMAT>& piece, const Product& a, int
             piece.words[s][r] = load_once(from + 64 * s);
             if (SCALING == SEGMENT || SCALING == LANE) {
                 int k = ((part * 2 + s) * 4 + (SCALING == LANE ? lane % 4 : 0)) * elements;
-                piece.scales[s][r] = scale_at<FORMAT>(a.scales[matrix], row * (a.inputs / a.block) + k / a.block);
+                piece.scales[s][r] = scale_at<FORMAT>(a.scales[matrix], row * a.blocks + (k >> a.shift));
             }
         }
     }
@@ -104,7 +98,10 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const uint4 (&words)[2
 // A token's row of normed inputs in shared memory is this much longer, so that two tokens' loads meet no bank twice.
 template <int FORMAT> struct Padding { static constexpr int elements = FORMAT == FLOATS ? 32 : 8; };
 
-// The normed residual in shared memory. All threads of a block take part.
+constexpr int MOST_WARPS = 8;  // of a block
+
+// The normed residual in shared memory. All threads of a block take part. The residual is not read through L1, which may
+// hold what a kernel beside this one saw before.
 template <int FORMAT> __device__ __forceinline__ void stage(const Product& a, u16* staged, float* scratch) {
     constexpr bool HALF = Half<FORMAT>::value;
     float squares[TOKENS], scale[TOKENS];
@@ -113,7 +110,7 @@ template <int FORMAT> __device__ __forceinline__ void stage(const Product& a, u1
     for (int i = threadIdx.x * 4; i < HIDDEN; i += blockDim.x * 4) {
 #pragma unroll
         for (int t = 0; t < TOKENS; t++) {
-            float4 x = *(const float4*)(a.residual + t * HIDDEN + i);
+            float4 x = __ldcg((const float4*)(a.residual + t * HIDDEN + i));
             squares[t] += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
         }
     }
@@ -124,7 +121,7 @@ template <int FORMAT> __device__ __forceinline__ void stage(const Product& a, u1
         float w2 = wide_low<STORED>(weight.y), w3 = wide_high<STORED>(weight.y);
 #pragma unroll
         for (int t = 0; t < TOKENS; t++) {
-            float4 x = *(const float4*)(a.residual + t * HIDDEN + i);
+            float4 x = __ldcg((const float4*)(a.residual + t * HIDDEN + i));
             u32 low = pack<HALF>(x.x * scale[t] * w0, x.y * scale[t] * w1);
             u32 high = pack<HALF>(x.z * scale[t] * w2, x.w * scale[t] * w3);
             *(uint2*)(staged + t * (HIDDEN + Padding<FORMAT>::elements) + i) = make_uint2(low, high);
@@ -143,68 +140,97 @@ __device__ __forceinline__ void store_row(const Product& a, int which, int head,
     }
 }
 
-// What becomes of rows g and g + 8 of a tile, for one token.
-template <int KIND>
-__device__ __forceinline__ void give(const Product& a, int tile, int group, int token, float first, float second) {
-    Rows<KIND> rows(tile, group);
-    if (KIND == RESIDUAL) {
-        float* to = a.residual + token * HIDDEN;
-        __stcg(to + rows.first, __ldcg(to + rows.first) + first);
-        __stcg(to + rows.second, __ldcg(to + rows.second) + second);
-    } else if (KIND == GATE_UP) {
-        float inner = first / (1.f + exp2f(-LOG2_E * first)) * second;
-        u16* out = a.out + (i64)token * a.tiles * 8 + rows.first;
-        *out = a.out_half ? rounded<true>(in_range(inner / INNER_STEP)) : rounded<STORED>(inner);
+// Rows d and d + PAIRS of a head of queries, keys or values: rotated, and where they belong.
+__device__ __forceinline__ void give_heads(const Product& a, int row, int token, float first, float second) {
+    int head = row / HEAD_DIM, d = row % HEAD_DIM;
+    if (head < HEADS + KV_HEADS) {
+        float2 turn = a.turns[token * PAIRS + d];
+        float turned = first * turn.x - second * turn.y;
+        second = second * turn.x + first * turn.y;
+        first = turned;
+    }
+    if (head < HEADS) {
+        u16* out = a.out + (token * HEADS + head) * HEAD_DIM + d;
+        out[0] = rounded<STORED>(first);
+        out[PAIRS] = rounded<STORED>(second);
     } else {
-        int head = rows.first / HEAD_DIM, d = rows.first % HEAD_DIM;
-        first += wide<STORED>(a.bias[rows.first]);
-        second += wide<STORED>(a.bias[rows.second]);
-        if (head < HEADS + KV_HEADS) {
-            float2 turn = a.turns[token * PAIRS + d];
-            float turned = first * turn.x - second * turn.y;
-            second = second * turn.x + first * turn.y;
-            first = turned;
-        }
-        if (head < HEADS) {
-            u16* out = a.out + (token * HEADS + head) * HEAD_DIM + d;
-            out[0] = rounded<STORED>(first);
-            out[PAIRS] = rounded<STORED>(second);
-        } else {
-            int which = head >= HEADS + KV_HEADS;
-            head -= HEADS + which * KV_HEADS;
-            store_row(a, which, head, token, d, first);
-            store_row(a, which, head, token, d + PAIRS, second);
-        }
+        int which = head >= HEADS + KV_HEADS;
+        head -= HEADS + which * KV_HEADS;
+        store_row(a, which, head, token, d, first);
+        store_row(a, which, head, token, d + PAIRS, second);
     }
 }
+
+// What a thread needs to finish a pair of rows for one token, loaded while the tile is multiplied.
+template <int FORMAT, int SCALING, int KIND> struct Duty {
+    int pair, which, group, token;  // `which` of the tiles that are finished together: -1 for none
+    float scales[2], beside[2];     // what is added: the residual, or the bias
+
+    __device__ __forceinline__ Duty() : pair(0), which(-1), group(0), token(0), scales{1.f, 1.f}, beside{0.f, 0.f} {}
+    __device__ __forceinline__ Duty(const Product& a, int pair, int which, int group, int token)
+        : pair(pair), which(which), group(group), token(token), scales{1.f, 1.f}, beside{0.f, 0.f} {
+        Rows<KIND> rows(a, pair);
+        if (SCALING == ROW) {
+            scales[0] = scale_at<FORMAT>(a.scales[0], rows.first);
+            scales[1] = scale_at<FORMAT>(a.scales[KIND == GATE_UP], rows.second);
+        }
+        if (KIND == RESIDUAL) {
+            beside[0] = __ldcg(a.residual + token * HIDDEN + rows.first);
+            beside[1] = __ldcg(a.residual + token * HIDDEN + rows.second);
+        }
+        if (KIND == QKV) {
+            beside[0] = wide<STORED>(__ldg(a.bias + rows.first));
+            beside[1] = wide<STORED>(__ldg(a.bias + rows.second));
+        }
+    }
+
+    __device__ __forceinline__ void finish(const Product& a, float first, float second) const {
+        Rows<KIND> rows(a, pair);
+        first *= scales[0];
+        second *= scales[1];
+        if (KIND == RESIDUAL) {
+            float* to = a.residual + token * HIDDEN;
+            __stcg(to + rows.first, beside[0] + first * a.step);
+            __stcg(to + rows.second, beside[1] + second * a.step);
+        } else if (KIND == GATE_UP) {
+            float inner = first / (1.f + power_of_2(-LOG2_E * first)) * second;
+            u16* out = a.out + (i64)token * a.pairs + pair;
+            *out = a.out_half ? rounded<true>(in_range(inner / INNER_STEP)) : rounded<STORED>(inner);
+        } else {
+            give_heads(a, rows.first, token, first + beside[0], second + beside[1]);
+        }
+    }
+};
 
 extern __shared__ uint4 shared[];
 
 // The warps of a block share a tile's inputs, so that what they read at a time is close together. Where there are many
 // tiles a block adds up TOGETHER of them at once: fewer barriers.
 template <int FORMAT, int SCALING, int KIND>
-__global__ void __launch_bounds__(256, KIND == RESIDUAL ? 2 : 3) product(Product a) {
+__global__ void __launch_bounds__(MOST_WARPS * 32, KIND == RESIDUAL ? 2 : 3) product(Product a) {
     constexpr int TOGETHER = KIND == GATE_UP && FORMAT != FLOATS ? 2 : 1;
     constexpr int DEPTH = FORMAT == FLOATS ? 3 : 2;  // pieces on the way
-    __shared__ float sums[2][8][TOGETHER][TOKENS * 16];
-    __shared__ float scratch[TOKENS * 8];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     constexpr int elements = Load<FORMAT>::elements;
+    __shared__ float sums[2][MOST_WARPS][TOGETHER][TOKENS * 16];
+    __shared__ float scratch[TOKENS * MOST_WARPS];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, step = gridDim.x;
     int parts = a.inputs / (elements * 8);                             // of 128 bytes
     int mine = parts > warp ? (parts - warp + warps - 1) / warps : 0;  // of each tile
-    int tiles = (a.tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+    int all_tiles = (a.pairs + a.of_tile - 1) / a.of_tile;
+    int tiles = (int)blockIdx.x < all_tiles ? (all_tiles - (int)blockIdx.x + step - 1) / step : 0;
     int all = mine * tiles;
-    int token = lane / 4 % TOKENS;  // columns behind the last token are computed and not read
+    // Behind a tile's last pair that one is read again; and columns behind the last token are computed and not used.
+    int group = min(lane / 4, a.of_tile - 1), token = lane / 4 % TOKENS;
 
     start_next();
     Piece<FORMAT> ring[DEPTH];
     int ahead_tile = blockIdx.x, ahead_part = warp;
     auto fetch = [&](Piece<FORMAT>& piece) {
-        load<FORMAT, SCALING, KIND>(piece, a, ahead_tile, ahead_part, lane);
+        load<FORMAT, SCALING, KIND>(piece, a, min(ahead_tile * a.of_tile + group, a.pairs - 1), ahead_part, lane);
         ahead_part += warps;
         if (ahead_part >= parts) {
             ahead_part = warp;
-            ahead_tile += gridDim.x;
+            ahead_tile += step;
         }
     };
     int x_part = warp;
@@ -219,6 +245,7 @@ __global__ void __launch_bounds__(256, KIND == RESIDUAL ? 2 : 3) product(Product
 #pragma unroll
     for (int d = 0; d < DEPTH; d++)
         if (d < all) fetch(ring[d]);
+    if (KIND != RESIDUAL && threadIdx.x < HIDDEN / 64) near(a.norm + threadIdx.x * 64);
     wait_for_last();
     if (KIND == RESIDUAL) {
 #pragma unroll
@@ -229,7 +256,7 @@ __global__ void __launch_bounds__(256, KIND == RESIDUAL ? 2 : 3) product(Product
     }
     const u16* x = (const u16*)shared + token * (HIDDEN + Padding<FORMAT>::elements) + lane % 4 * elements;
 
-    int part = warp, turn = 0, tile = blockIdx.x, done = 0;
+    int part = warp, tile = blockIdx.x;
     float sum[4] = {0.f, 0.f, 0.f, 0.f};
     auto consume = [&](const Piece<FORMAT>& piece) {
 #pragma unroll
@@ -245,41 +272,40 @@ __global__ void __launch_bounds__(256, KIND == RESIDUAL ? 2 : 3) product(Product
             }
         }
     };
-    auto give_row = [&](int tile, int group, int t, float first, float second) {
-        if (SCALING == ROW) {
-            Rows<KIND> rows(tile, group);
-            first *= scale_at<FORMAT>(a.scales[0], rows.first);
-            second *= scale_at<FORMAT>(a.scales[KIND == GATE_UP], rows.second);
-        }
-        if (KIND == RESIDUAL) {
-            first *= a.step;
-            second *= a.step;
-        }
-        give<KIND>(a, tile, group, t, first, second);
+
+    // Which of a block's threads finish goes round by a warp each time, so that none falls behind.
+    int turn = 0, slot = 0, left = tiles, finishing = 0;
+    auto duty = [&]() {
+        int at = (warp - finishing + (warp < finishing ? warps : 0)) * 32 + lane, which = at / (8 * TOKENS);
+        int pair = (tile + which * step) * a.of_tile + at % 8;
+        if (which >= min(TOGETHER, left) || at % 8 >= a.of_tile || pair >= a.pairs) return Duty<FORMAT, SCALING, KIND>();
+        return Duty<FORMAT, SCALING, KIND>(a, pair, which, at % 8, at / 8 % TOKENS);
     };
+    auto mine_to_finish = duty();
     auto finish_tile = [&]() {
-        int slot = done % TOGETHER;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int column = lane % 4 * 2 + i % 2;
             if (column < TOKENS) sums[turn][warp][slot][column * 16 + lane / 4 + i / 2 * 8] = sum[i];
             sum[i] = 0.f;
         }
-        done++;
-        tile += gridDim.x;
-        if (slot < TOGETHER - 1 && done < tiles) return;
+        tile += step;
+        if (++slot < min(TOGETHER, left)) return;
         __syncthreads();
-        int at = threadIdx.x / (8 * TOKENS);
-        if (at <= slot) {
-            int group = threadIdx.x % 8, t = threadIdx.x / 8 % TOKENS;
+        if (mine_to_finish.which >= 0) {
             float first = 0.f, second = 0.f;
             for (int w = 0; w < warps; w++) {
-                first += sums[turn][w][at][t * 16 + group];
-                second += sums[turn][w][at][t * 16 + group + 8];
+                const float* from = sums[turn][w][mine_to_finish.which] + mine_to_finish.token * 16;
+                first += from[mine_to_finish.group];
+                second += from[mine_to_finish.group + 8];
             }
-            give_row(tile - (slot + 1 - at) * gridDim.x, group, t, first, second);
+            mine_to_finish.finish(a, first, second);
         }
+        left -= slot;
+        slot = 0;
         turn ^= 1;
+        finishing = finishing + 1 < warps ? finishing + 1 : 0;
+        mine_to_finish = duty();
     };
 
     if (mine == 0) {  // more warps than parts: this one only joins in

@@ -7,8 +7,9 @@ import pytest
 from fakes import FACTS, make_manifest
 from kernel_fakes import PROCESSORS, FakeGpu, FakeNvrtc
 from reflectrt.runtime.engines import cuda_steps
-from reflectrt.runtime.engines.cuda_steps import MAX_TOKENS, StepKernels, warps_for
+from reflectrt.runtime.engines.cuda_steps import StepKernels
 from reflectrt.runtime.engines.device_memory import DeviceBuffer
+from reflectrt.runtime.engines.step_blocks import MAX_TOKENS
 from reflectrt.runtime.errors import BundleError
 from reflectrt.runtime.manifest import StepForm, StepLayer, StepLinear
 
@@ -82,10 +83,13 @@ def test_a_step_is_five_kernels_a_layer_over_its_own_weights_and_cache(
 def test_every_row_has_a_block_and_long_caches_one_for_each_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu()
     steps(gpu, monkeypatch, FORM, weights(gpu)).capture(inputs(gpu, 1), gpu.buffer((1, 1, HIDDEN)))
-    tiles = [arguments.tiles for name, _, arguments in gpu.launched if name.startswith("product")][:4]
-    assert tiles == [(HEADS + 2 * KV_HEADS) * HEAD_DIM // 16, HIDDEN // 16, INNER // 8, HIDDEN // 16]
+    products = [(how, arguments) for name, how, arguments in gpu.launched if name.startswith("product")][:4]
+    pairs = [arguments.pairs for _, arguments in products]
+    assert pairs == [(HEADS + 2 * KV_HEADS) * HEAD_DIM // 2, HIDDEN // 2, INNER, HIDDEN // 2]
+    for how, arguments in products:
+        assert how.grid[0] % PROCESSORS == 0 and 1 <= arguments.of_tile <= 8
     attention = next(how for name, how, _ in gpu.launched if name == "attention")
-    assert attention.grid == (PROCESSORS // KV_HEADS, KV_HEADS, 1)
+    assert attention.grid == (PROCESSORS, 1, 1)
 
 
 def test_only_the_first_kernel_waits_for_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +125,7 @@ def test_quantized_matrices_have_kernels_of_their_own(monkeypatch: pytest.Monkey
     qkv, attention, output, gate_up, down = (arguments for _, _, arguments in gpu.launched[1:6])
     assert (attention.out_half, gate_up.out_half) == (1, 1)
     assert (output.step, down.step) == (1.0, 64.0)
-    assert (qkv.block, output.block, down.block) == (128, HEADS * HEAD_DIM, 32)
+    assert (qkv.shift, qkv.blocks, output.blocks, down.shift) == (7, 2, 1, 5)
     later = [arguments for _, _, arguments in gpu.launched[6:11]]
     assert (later[1].out_half, later[3].out_half, later[4].step) == (0, 0, 1.0)
 
@@ -170,6 +174,15 @@ def test_a_gpu_of_little_shared_memory_takes_fewer_tokens(monkeypatch: pytest.Mo
     assert steps(FakeGpu(), monkeypatch, FORM, weights(gpu)).most_tokens == MAX_TOKENS
 
 
-@pytest.mark.parametrize(("parts", "warps"), [(56, 8), (28, 7), (14, 7), (148, 8), (296, 8), (4, 4), (74, 7)])
-def test_warps_share_a_row_without_idling(parts: int, warps: int) -> None:
-    assert warps_for(parts) == warps
+def test_blocks_of_weights_that_are_no_power_of_two_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels find a scale by a shift."""
+    gpu = FakeGpu()
+    found = weights(gpu) | {
+        "0.gate": gpu.buffer((384, HIDDEN)),
+        "0.up": gpu.buffer((384, HIDDEN)),
+        "0.down": gpu.buffer((HIDDEN, 384), "float8e4m3fn"),
+        "0.down.scales": gpu.buffer((HIDDEN, 4), "float32"),
+    }
+    form = replace(FORM, layers=(layer(0, "down"), layer(1)))
+    with pytest.raises(BundleError, match=r"no kernel multiplies by 0\.down"):
+        steps(gpu, monkeypatch, form, found)

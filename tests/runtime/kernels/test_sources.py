@@ -11,8 +11,8 @@ SOURCES = {
     "step.cu": source(*cuda_steps.SOURCES),
     **{name: source(name) for name in (cuda_long.SOURCE, cuda_vision.SOURCE)},
 }
-SEVEN = {"TOKENS": 1, "HIDDEN": 3584, "HEADS": 28, "KV_HEADS": 4, "HEAD_DIM": 128, "EPSILON": "1e-06f"}
-SMALL = {"TOKENS": 5, "HIDDEN": 256, "HEADS": 4, "KV_HEADS": 2, "HEAD_DIM": 64, "EPSILON": "1e-06f"}
+SEVEN = {"TOKENS": 1, "HIDDEN": 3584, "HEADS": 28, "KV_HEADS": 4, "HEAD_DIM": 128, "EPSILON": "1e-06f", "RING_DEPTH": 3}
+SMALL = {"TOKENS": 5, "HIDDEN": 256, "HEADS": 4, "KV_HEADS": 2, "HEAD_DIM": 64, "EPSILON": "1e-06f", "RING_DEPTH": 6}
 
 
 @pytest.mark.parametrize(
