@@ -121,17 +121,34 @@ __device__ __forceinline__ void read_query(u32 (&query)[KEY_LOADS][PER_LOAD / 2]
     }
 }
 
-// Until all blocks that share query rows have written their sums. All run at once: they are as many as multiprocessors or
-// fewer, and kernels behind this one start when all of its blocks have.
-__device__ __forceinline__ void wait_for_others(u32* tickets, int blocks) {
+enum { NOTHING = 0, OWN_SHARE = 1, ALL_SHARES = 2 };        // what is left for a block to join
+constexpr u32 GAVE_UP = 1u << 31, PATIENCE = 4096;          // looks of half a microsecond and more
+
+// Until all blocks that share query rows have written their sums, which is soon: all run at once, as many as multiprocessors
+// or fewer, and kernels behind this one start when all of its blocks have. But where another process or stream holds the
+// places of some, which may wait for ours in turn, a block gives up and goes; the last one to come joins for all.
+__device__ __forceinline__ int wait_for_others(u32* tickets, int blocks) {
+    __shared__ int left;
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        atomicAdd(tickets, 1u);
-        while (load_acquire(tickets) < (u32)blocks) {}
+        left = OWN_SHARE;
+        u32 before = atomicAdd(tickets, 1u), looks = 0;
+        if ((before & ~GAVE_UP) == (u32)blocks - 1) {
+            if (before & GAVE_UP) left = ALL_SHARES;
+            __threadfence();
+        } else {
+            while ((load_acquire(tickets) & ~GAVE_UP) < (u32)blocks) {
+                if (++looks >= PATIENCE && (atomicOr(tickets, GAVE_UP) & ~GAVE_UP) < (u32)blocks) {
+                    left = NOTHING;
+                    break;
+                }
+            }
+        }
         if (atomicAdd(tickets + 1, 1u) == (u32)blocks - 1) tickets[0] = tickets[1] = 0u;
     }
     __syncthreads();
+    return left;
 }
 
 // The sums of all stretches, of a block's share of the rows' elements: four at a time, a lane a stretch.
@@ -199,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(READERS * 32, TILES == 1 ? 2 : 1) a
     int stretch = blockIdx.x / sharing, stretches = gridDim.x / sharing;
     int valid = min(ROWS, QUERIES - first_row);
     float* exchange = (float*)shared;  // [READERS * ROWS][LONG]
-    __shared__ float2 share[READERS][ROWS];
+    __shared__ float2 weights[READERS][ROWS];  // largest score of a warp, sum of its exponentials
 
     start_next();
     int past = (int)a.past_length[0], length = past + TOKENS;
@@ -352,7 +369,7 @@ extern "C" __global__ void __launch_bounds__(READERS * 32, TILES == 1 ? 2 : 1) a
             int row = 8 * t + 2 * column + j;
 #pragma unroll
             for (int step = 4; step < 32; step *= 2) total[t][j] += __shfl_xor_sync(~0u, total[t][j], step);
-            if (group == 0) share[warp][row] = make_float2(most[t][j], total[t][j]);
+            if (group == 0) weights[warp][row] = make_float2(most[t][j], total[t][j]);
 #pragma unroll
             for (int m = 0; m < OWN / 2; m++)
 #pragma unroll
@@ -364,11 +381,11 @@ extern "C" __global__ void __launch_bounds__(READERS * 32, TILES == 1 ? 2 : 1) a
     if (threadIdx.x < valid) {
         int row = threadIdx.x;
         float high = -1e30f, parts = 0.f;
-        for (int w = 0; w < READERS; w++) high = fmaxf(high, share[w][row].x);
+        for (int w = 0; w < READERS; w++) high = fmaxf(high, weights[w][row].x);
         for (int w = 0; w < READERS; w++) {
-            float less = power_of_2(share[w][row].x - high);
-            parts += less * share[w][row].y;
-            share[w][row].x = less;
+            float less = power_of_2(weights[w][row].x - high);
+            parts += less * weights[w][row].y;
+            weights[w][row].x = less;
         }
         a.shares[place + row] = make_float2(high, parts);
     }
@@ -377,10 +394,14 @@ extern "C" __global__ void __launch_bounds__(READERS * 32, TILES == 1 ? 2 : 1) a
         int row = i / HEAD_DIM;
         float sum = 0.f;
 #pragma unroll
-        for (int w = 0; w < READERS; w++) sum += share[w][row].x * exchange[place_of(w * ROWS + row, i % HEAD_DIM)];
+        for (int w = 0; w < READERS; w++) sum += weights[w][row].x * exchange[place_of(w * ROWS + row, i % HEAD_DIM)];
         a.sums[place * HEAD_DIM + i] = sum;
     }
 
-    wait_for_others(a.tickets + 2 * head_rows, active);
-    join_stretches(a, kv, first_row, valid, stretch, active);
+    int left = wait_for_others(a.tickets + 2 * head_rows, active);
+    if (left == NOTHING) return;
+    int first_share = left == ALL_SHARES ? 0 : stretch, end_share = left == ALL_SHARES ? active : stretch + 1;
+#pragma unroll 1
+    for (int share = first_share; share < end_share; share++)
+        join_stretches(a, kv, first_row, valid, share, active);
 }
