@@ -79,7 +79,7 @@ class Stored:
 
 
 def store(matrix: torch.Tensor, kind: str) -> Stored:
-    """A matrix in one of FORMATS."""
+    """A matrix in one of FORMATS; by code of its own, so that kernels and exporter cannot agree in a mistake."""
     rows, inputs = matrix.shape
     if kind == "bf16":
         weight = matrix.bfloat16()
@@ -122,7 +122,7 @@ class Step:
         )
         torch.cuda.synchronize()
         self.weights = {name: buffer(tensor) for name, tensor in self.stored.items()}
-        self.kernels = StepKernels(self.gpu, Pool(self.gpu), self._manifest(), form, self.weights)
+        self.kernels = StepKernels(self.gpu, Pool(self.gpu), manifest(layers, cache), form, self.weights)
 
     def _draw_layer(self, index: int, keep: bool) -> None:
         for name, (rows, inputs) in ROWS.items():
@@ -173,9 +173,6 @@ class Step:
         return (
             rows.float() if self.cache == "float" else rows.float() * self.stored[f"{layer}.{name}_scale"][:, None, :]
         )
-
-    def _manifest(self) -> Manifest:
-        return manifest(self.layers, self.cache)
 
     def capture(self, inputs: Tensors, hidden: torch.Tensor) -> CapturedWork:
         """A step over `inputs` and the caches."""

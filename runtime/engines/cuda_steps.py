@@ -38,6 +38,7 @@ from .step_blocks import (
     ATTENTION_WARPS,
     BLOCKS,
     MAX_TOKENS,
+    UNIT_KEYS,
     attention_bytes,
     most_tokens,
     normed_bytes,
@@ -64,14 +65,18 @@ class StepKernels:
         self.norm, self._heads = weight_named(weights, form.norm), form.heads
         self.most_tokens = most_tokens(gpu.shared_bytes(), manifest.model.hidden)
         self._programs = Programs(gpu, manifest, form, self.layers, self.most_tokens)
-        self._stretches = max(1, gpu.processors() // manifest.model.kv_heads)
-        self._space = Space(gpu, pool, manifest, form, self.layers, self._stretches)
+        stretches = max(1, gpu.processors() // manifest.model.kv_heads)
+        self._space = Space(gpu, pool, manifest, form, self.layers, stretches)
 
     def capture(self, inputs: Buffers, hidden: DeviceBuffer) -> CapturedWork:
         """Record a step of as many tokens as the embeddings [1, T, D] are, which reads and writes these very buffers.
 
-        `inputs` are the decoder's of the contract, `hidden` [1, T, D] is its `hidden_post_norm`.
+        `inputs` are the decoder's of the contract, `hidden` [1, T, D] is its `hidden_post_norm`. Raises ValueError for
+        a KV cache with room for no multiple of UNIT_KEYS rows, behind which attention would read.
         """
+        capacity = inputs[cache_names(1)[0]].shape[2]
+        if capacity % UNIT_KEYS:
+            raise ValueError(f"a cache of {capacity} rows is no multiple of {UNIT_KEYS}")
         program = self._programs[inputs["embeddings"].shape[1]]
         return self._gpu.capture(lambda: self._queue(program, inputs, hidden))
 

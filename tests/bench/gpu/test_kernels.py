@@ -1,12 +1,13 @@
 """What the step's kernels are compared with is what was stored; the page's figures are those that were measured."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from reflectrt.bench.gpu.kernels import KERNELS, store, table
-from test_gpu import RESULTS
 
+RESULTS = Path(__file__).parents[3] / "bench/results"
 STEPS = json.loads((RESULTS / "gpu_step_kernels.json").read_text())
 
 

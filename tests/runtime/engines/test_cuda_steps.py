@@ -92,6 +92,14 @@ def test_every_row_has_a_block_and_long_caches_one_for_each_processor(monkeypatc
     assert attention.grid == (PROCESSORS, 1, 1)
 
 
+def test_a_cache_that_attention_would_read_past_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    odd = inputs(gpu, 1) | {"key_cache.0": gpu.buffer((1, KV_HEADS, CAPACITY + 8, HEAD_DIM))}
+    with pytest.raises(ValueError, match="1032 rows is no multiple of 16"):
+        steps(gpu, monkeypatch, FORM, weights(gpu)).capture(odd, gpu.buffer((1, 1, HIDDEN)))
+    assert not gpu.launched
+
+
 def test_only_the_first_kernel_waits_for_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu()
     steps(gpu, monkeypatch, FORM, weights(gpu)).capture(inputs(gpu, 1), gpu.buffer((1, 1, HIDDEN)))

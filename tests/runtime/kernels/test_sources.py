@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from reflectrt.runtime.engines import cuda_long, cuda_steps, cuda_vision
+from reflectrt.runtime.engines import cuda_long, cuda_steps, cuda_vision, step_blocks
 from reflectrt.runtime.kernels import arguments, source
 from reflectrt.runtime.kernels.nvrtc import Nvrtc
 
@@ -36,6 +36,15 @@ def test_numbers_that_stand_for_kinds_are_the_source_s() -> None:
         for name in names:
             assert f"{name} = {getattr(arguments, name)}" in SOURCES["step.cu"]
     assert f"INNER_STEP = {arguments.INNER_STEP:.0f}.f" in SOURCES["step.cu"]
+
+
+def test_blocks_are_cut_as_the_source_has_them() -> None:
+    for name, number in (("MOST_WARPS", step_blocks.WARPS), ("READERS", step_blocks.ATTENTION_WARPS)):
+        assert f"constexpr int {name} = {number};" in SOURCES["step.cu"]
+    assert f"constexpr int UNIT = {step_blocks.UNIT_KEYS} * LOADS;" in SOURCES["step.cu"]
+    most = {kind: step_blocks.BLOCKS[kind] for kind in (arguments.QKV, arguments.RESIDUAL, arguments.GATE_UP)}
+    assert most == {arguments.QKV: 3, arguments.RESIDUAL: 2, arguments.GATE_UP: 3}
+    assert "__launch_bounds__(MOST_WARPS * 32, KIND == RESIDUAL ? 2 : 3) product" in SOURCES["step.cu"]
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
