@@ -37,6 +37,7 @@ from .device_memory import DeviceBuffer, Pool
 from .step_blocks import (
     ATTENTION_WARPS,
     BLOCKS,
+    FINISH_WARPS,
     MAX_TOKENS,
     UNIT_KEYS,
     attention_bytes,
@@ -97,7 +98,7 @@ class StepKernels:
             caches = [inputs[name] for name in names[2 * index : 2 * index + 2]]
             self._queue_layer(program, layer, caches, inputs["past_length"])
         finish = Finish(space.residual.address, self.norm.address, hidden.address)
-        self._gpu.launch(program.finish, Launch((1, 1, 1), 256), finish)
+        self._gpu.launch(program.finish, Launch((program.tokens, 1, 1), WARP * FINISH_WARPS), finish)
 
     def _queue_layer(self, program: Program, layer: Layer, caches: list[DeviceBuffer], past: DeviceBuffer) -> None:
         space = self._space

@@ -10,12 +10,12 @@ from ..manifest import ModelFacts
 
 MAX_TOKENS = 8
 """Columns of the tensor cores' narrowest product: a step's token, or those of the forced answer behind a reflection."""
-WARPS, ATTENTION_WARPS = 8, 8
-"""Of a product's block, at most; of attention's."""
+WARPS, ATTENTION_WARPS, FINISH_WARPS = 8, 8, 16
+"""Of a product's block, at most; of attention's; of the last norm's."""
 BLOCKS = {QKV: 3, RESIDUAL: 2, GATE_UP: 3}
 """Blocks of a product that a multiprocessor has registers for."""
-PADDING_BYTES, SUM_BYTES = 64, 2048 + 32
-"""Of a token: behind its normed inputs in shared memory; in a block's sums, at most."""
+PADDING_BYTES, SUM_BYTES, LINE_BYTES = 64, 2048 + 32, 128
+"""Of a token: behind its normed inputs in shared memory; in a block's sums, at most. What the first start on."""
 UNIT_KEYS, QUERY_ROWS = 16, 16
 """Of which a warp of attention takes keys, or values, at a time; query rows of its block, at most."""
 SHALLOWEST, DEEPEST, RING_BYTES = 2, 8, 3 * 2**15
@@ -53,7 +53,7 @@ def normed_bytes(tokens: int, hidden: int) -> int:
 
 def most_tokens(shared: int, hidden: int) -> int:
     """Tokens of the longest step whose normed inputs and sums lie in a block's shared memory."""
-    return max(1, min(MAX_TOKENS, shared // (normed_bytes(1, hidden) + SUM_BYTES)))
+    return max(1, min(MAX_TOKENS, (shared - LINE_BYTES) // (normed_bytes(1, hidden) + SUM_BYTES)))
 
 
 def ring_depth(model: ModelFacts, shared: int) -> int:

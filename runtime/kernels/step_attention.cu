@@ -122,44 +122,41 @@ __device__ __forceinline__ void read_query(u32 (&query)[KEY_LOADS][PER_LOAD / 2]
 }
 
 enum { NOTHING = 0, OWN_SHARE = 1, ALL_SHARES = 2 };        // what is left for a block to join
-constexpr u32 GAVE_UP = 1u << 31, PATIENCE = 4096;          // looks of half a microsecond and more
+constexpr u32 GAVE_UP = 1u << 31, CLAIMED = 1u << 30, COUNT = CLAIMED - 1;  // of the first ticket
+constexpr u32 PATIENCE = 4096;                              // looks of half a microsecond and more
 
 // Until all blocks that share query rows have written their sums, which is soon: all run at once, as many as multiprocessors
 // or fewer, and kernels behind this one start when all of its blocks have. But where another process or stream holds the
-// places of some, which may wait for ours in turn, a block gives up and goes; the last one to come joins for all.
+// places of some, which may wait for ours in turn, a block gives up and goes; of those that see the last one come, which
+// does so itself, the first joins for all.
 __device__ __forceinline__ int wait_for_others(u32* tickets, int blocks) {
     __shared__ int left;
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        left = OWN_SHARE;
-        u32 before = atomicAdd(tickets, 1u), looks = 0;
-        if ((before & ~GAVE_UP) == (u32)blocks - 1) {
-            if (before & GAVE_UP) left = ALL_SHARES;
+        atomicAdd(tickets, 1u);
+        u32 seen = load_acquire(tickets), all = (u32)blocks;
+        for (u32 looks = 0; (seen & COUNT) < all && looks < PATIENCE; looks++) seen = load_acquire(tickets);
+        if ((seen & COUNT) < all) {
+            seen = atomicOr(tickets, GAVE_UP);
             __threadfence();
-        } else {
-            while ((load_acquire(tickets) & ~GAVE_UP) < (u32)blocks) {
-                if (++looks >= PATIENCE && (atomicOr(tickets, GAVE_UP) & ~GAVE_UP) < (u32)blocks) {
-                    left = NOTHING;
-                    break;
-                }
-            }
         }
-        if (atomicAdd(tickets + 1, 1u) == (u32)blocks - 1) tickets[0] = tickets[1] = 0u;
+        left = OWN_SHARE;
+        if ((seen & COUNT) < all) left = NOTHING;
+        else if (seen & GAVE_UP) left = atomicOr(tickets, CLAIMED) & CLAIMED ? NOTHING : ALL_SHARES;
     }
     __syncthreads();
     return left;
 }
 
-// The sums of all stretches, of a block's share of the rows' elements: four at a time, a lane a stretch.
-__device__ __forceinline__ void join_stretches(const Attention& a, int kv, int first_row, int valid, int stretch,
+// The sums of all stretches, a lane a stretch: of the rows' elements, by fours, the one at `place` of every `each`.
+__device__ __forceinline__ void join_stretches(const Attention& a, int kv, int first_row, int valid, int place, int each,
                                                int stretches) {
     int lanes = stretches > 16 ? 32 : stretches > 8 ? 16 : 8, lane = threadIdx.x % lanes;
     i64 from = (i64)kv * QUERIES + first_row;
     constexpr int next = KV_HEADS * QUERIES, FOURS = HEAD_DIM / 4;
 #pragma unroll 1
-    for (int i = threadIdx.x / lanes * stretches + stretch; i - stretch < valid * FOURS;
-         i += READERS * 32 / lanes * stretches) {
+    for (int i = threadIdx.x / lanes * each + place; i - place < valid * FOURS; i += READERS * 32 / lanes * each) {
         int row = min(i / FOURS, valid - 1), d = i % FOURS * 4;
         float high = -1e30f, parts = 0.f, sum[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll 1
@@ -398,10 +395,10 @@ extern "C" __global__ void __launch_bounds__(READERS * 32, TILES == 1 ? 2 : 1) a
         a.sums[place * HEAD_DIM + i] = sum;
     }
 
-    int left = wait_for_others(a.tickets + 2 * head_rows, active);
-    if (left == NOTHING) return;
-    int first_share = left == ALL_SHARES ? 0 : stretch, end_share = left == ALL_SHARES ? active : stretch + 1;
-#pragma unroll 1
-    for (int share = first_share; share < end_share; share++)
-        join_stretches(a, kv, first_row, valid, share, active);
+    u32* tickets = a.tickets + 2 * head_rows;
+    int left = wait_for_others(tickets, active);
+    u32 before = threadIdx.x == 0 ? atomicAdd(tickets + 1, 1u) : 0u;  // its way there and back is the joining's
+    bool alone = left == ALL_SHARES;
+    if (left != NOTHING) join_stretches(a, kv, first_row, valid, alone ? 0 : stretch, alone ? 1 : active, active);
+    if (threadIdx.x == 0 && before == (u32)active - 1) tickets[0] = tickets[1] = 0u;  // nobody looks any more
 }

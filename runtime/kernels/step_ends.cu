@@ -21,11 +21,12 @@ extern "C" __global__ void begin(Begin a) {
     }
 }
 
-// Reciprocal root mean square of each token's row, the same in every thread. All threads of a block take part.
-__device__ __forceinline__ void normed(const float (&squares)[TOKENS], float* scratch, float (&scale)[TOKENS]) {
+// Reciprocal root mean square of each row, the same in every thread. All threads of a block take part.
+template <int ROWS>
+__device__ __forceinline__ void normed(const float (&squares)[ROWS], float* scratch, float (&scale)[ROWS]) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
 #pragma unroll
-    for (int t = 0; t < TOKENS; t++) {
+    for (int t = 0; t < ROWS; t++) {
         float sum = squares[t];
 #pragma unroll
         for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
@@ -33,7 +34,7 @@ __device__ __forceinline__ void normed(const float (&squares)[TOKENS], float* sc
     }
     __syncthreads();
 #pragma unroll
-    for (int t = 0; t < TOKENS; t++) {
+    for (int t = 0; t < ROWS; t++) {
         float sum = 0.f;
         for (int w = 0; w < warps; w++) sum += scratch[t * warps + w];
         scale[t] = rsqrtf(sum / HIDDEN + EPSILON);
@@ -46,22 +47,37 @@ struct Finish {
     u16* hidden_post_norm;      // [TOKENS, HIDDEN]
 };
 
-extern "C" __global__ void finish(Finish a) {
-    __shared__ float scratch[TOKENS * 8];
-    wait_for_last();
-    float squares[TOKENS], scale[TOKENS];
+constexpr int FINISH_WARPS = 16;  // a block, which has one token
+
+extern "C" __global__ void __launch_bounds__(FINISH_WARPS * 32) finish(Finish a) {
+    constexpr int FOURS = HIDDEN / 4, EACH = (FOURS + FINISH_WARPS * 32 - 1) / (FINISH_WARPS * 32);
+    __shared__ float scratch[FINISH_WARPS];
+    const float4* residual = (const float4*)(a.residual + blockIdx.x * HIDDEN);
+    uint2* out = (uint2*)(a.hidden_post_norm + blockIdx.x * HIDDEN);
+    float4 x[EACH];
+    uint2 weight[EACH];
 #pragma unroll
-    for (int t = 0; t < TOKENS; t++) {
-        squares[t] = 0.f;
-        for (int i = threadIdx.x; i < HIDDEN; i += blockDim.x) {
-            float x = __ldcg(a.residual + t * HIDDEN + i);
-            squares[t] += x * x;
-        }
+    for (int n = 0; n < EACH; n++) {
+        int i = n * FINISH_WARPS * 32 + threadIdx.x;
+        weight[n] = ((const uint2*)a.norm)[min(i, FOURS - 1)];
     }
+    wait_for_last();
+    float squares[1] = {0.f}, scale[1];
+#pragma unroll
+    for (int n = 0; n < EACH; n++) {
+        int i = n * FINISH_WARPS * 32 + threadIdx.x;
+        x[n] = i < FOURS ? __ldcg(residual + i) : make_float4(0.f, 0.f, 0.f, 0.f);
+    }
+#pragma unroll
+    for (int n = 0; n < EACH; n++) squares[0] += x[n].x * x[n].x + x[n].y * x[n].y + x[n].z * x[n].z + x[n].w * x[n].w;
     normed(squares, scratch, scale);
 #pragma unroll
-    for (int t = 0; t < TOKENS; t++)
-        for (int i = threadIdx.x; i < HIDDEN; i += blockDim.x)
-            a.hidden_post_norm[t * HIDDEN + i] =
-                rounded<STORED>(__ldcg(a.residual + t * HIDDEN + i) * scale[t] * wide<STORED>(a.norm[i]));
+    for (int n = 0; n < EACH; n++) {
+        int i = n * FINISH_WARPS * 32 + threadIdx.x;
+        u32 low = pack<STORED>(x[n].x * scale[0] * wide_low<STORED>(weight[n].x),
+                               x[n].y * scale[0] * wide_high<STORED>(weight[n].x));
+        u32 high = pack<STORED>(x[n].z * scale[0] * wide_low<STORED>(weight[n].y),
+                                x[n].w * scale[0] * wide_high<STORED>(weight[n].y));
+        if (i < FOURS) out[i] = make_uint2(low, high);
+    }
 }

@@ -130,8 +130,8 @@ template <int FORMAT> __device__ __forceinline__ void stage(const Product& a, u1
     __syncthreads();
 }
 
-__device__ __forceinline__ void store_row(const Product& a, int which, int head, int token, int d, float value) {
-    i64 row = (i64)head * a.capacity + a.past_length[0] + token;
+__device__ __forceinline__ void store_row(const Product& a, int which, int head, i64 at, int d, float value) {
+    i64 row = (i64)head * a.capacity + at;
     if (CACHE == FLOATS) {
         ((u16*)a.cache[which])[row * HEAD_DIM + d] = rounded<STORED>(value);
     } else {
@@ -140,11 +140,11 @@ __device__ __forceinline__ void store_row(const Product& a, int which, int head,
     }
 }
 
-// Rows d and d + PAIRS of a head of queries, keys or values: rotated, and where they belong.
-__device__ __forceinline__ void give_heads(const Product& a, int row, int token, float first, float second) {
+// Rows d and d + PAIRS of a head of queries, keys or values: rotated, and where they belong, in the cache behind `past`.
+__device__ __forceinline__ void give_heads(const Product& a, int row, int token, float2 turn, int past, float first,
+                                           float second) {
     int head = row / HEAD_DIM, d = row % HEAD_DIM;
     if (head < HEADS + KV_HEADS) {
-        float2 turn = a.turns[token * PAIRS + d];
         float turned = first * turn.x - second * turn.y;
         second = second * turn.x + first * turn.y;
         first = turned;
@@ -156,8 +156,8 @@ __device__ __forceinline__ void give_heads(const Product& a, int row, int token,
     } else {
         int which = head >= HEADS + KV_HEADS;
         head -= HEADS + which * KV_HEADS;
-        store_row(a, which, head, token, d, first);
-        store_row(a, which, head, token, d + PAIRS, second);
+        store_row(a, which, head, past + token, d, first);
+        store_row(a, which, head, past + token, d + PAIRS, second);
     }
 }
 
@@ -165,6 +165,8 @@ __device__ __forceinline__ void give_heads(const Product& a, int row, int token,
 template <int FORMAT, int SCALING, int KIND> struct Duty {
     int pair, which, group, token;  // `which` of the tiles that are finished together: -1 for none
     float scales[2], beside[2];     // what is added: the residual, or the bias
+    float2 turn;                    // of QKV
+    int past;
 
     __device__ __forceinline__ Duty() : pair(0), which(-1), group(0), token(0), scales{1.f, 1.f}, beside{0.f, 0.f} {}
     __device__ __forceinline__ Duty(const Product& a, int pair, int which, int group, int token)
@@ -181,6 +183,8 @@ template <int FORMAT, int SCALING, int KIND> struct Duty {
         if (KIND == QKV) {
             beside[0] = wide<STORED>(__ldg(a.bias + rows.first));
             beside[1] = wide<STORED>(__ldg(a.bias + rows.second));
+            turn = a.turns[token * PAIRS + rows.first % HEAD_DIM];
+            past = (int)a.past_length[0];
         }
     }
 
@@ -197,12 +201,13 @@ template <int FORMAT, int SCALING, int KIND> struct Duty {
             u16* out = a.out + (i64)token * a.pairs + pair;
             *out = a.out_half ? rounded<true>(in_range(inner / INNER_STEP)) : rounded<STORED>(inner);
         } else {
-            give_heads(a, rows.first, token, first + beside[0], second + beside[1]);
+            give_heads(a, rows.first, token, turn, past, first + beside[0], second + beside[1]);
         }
     }
 };
 
-extern __shared__ uint4 shared[];
+// Behind whatever a kernel declares itself, whole lines: 16 bytes off, attention's ring cost it 2 us of 14.
+extern __shared__ __align__(128) uint4 shared[];
 
 // The warps of a block share a tile's inputs, so that what they read at a time is close together. Where there are many
 // tiles a block adds up TOGETHER of them at once: fewer barriers.

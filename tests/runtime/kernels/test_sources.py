@@ -39,7 +39,8 @@ def test_numbers_that_stand_for_kinds_are_the_source_s() -> None:
 
 
 def test_blocks_are_cut_as_the_source_has_them() -> None:
-    for name, number in (("MOST_WARPS", step_blocks.WARPS), ("READERS", step_blocks.ATTENTION_WARPS)):
+    warps = {"MOST_WARPS": step_blocks.WARPS, "READERS": step_blocks.ATTENTION_WARPS}
+    for name, number in (warps | {"FINISH_WARPS": step_blocks.FINISH_WARPS}).items():
         assert f"constexpr int {name} = {number};" in SOURCES["step.cu"]
     assert f"constexpr int UNIT = {step_blocks.UNIT_KEYS} * LOADS;" in SOURCES["step.cu"]
     most = {kind: step_blocks.BLOCKS[kind] for kind in (arguments.QKV, arguments.RESIDUAL, arguments.GATE_UP)}
