@@ -39,7 +39,7 @@ from .graphs.vision import Vision
 from .inputs import GraphConfig
 from .prompt import prompt_tokens
 from .quantize.apply import quantize
-from .quantize.plain import default_recipe, stored_bytes, without_eight_bit_layers
+from .quantize.plain import default_recipe, stored_bytes
 from .recipe import Recipe
 from .segments import segment_bytes, write_segments
 from .staging import file_entry, staged
@@ -155,9 +155,7 @@ def _recipe(checkpoint: Checkpoint, plan: ExportPlan) -> Recipe | None:
             f"the recipe was calibrated on another checkpoint ({recipe.checkpoint[:12]}, this is {found[:12]}); "
             "calibrate this one"
         )
-    if "int8-weights" not in TARGETS[plan.target].precisions:
-        return without_eight_bit_layers(recipe)
-    return recipe
+    return TARGETS[plan.target].adapt(recipe)
 
 
 def _checked(check: Check, folder: Path) -> Verification:
@@ -201,9 +199,9 @@ class _GraphWriter:
         signatures = contract.signatures(_model_facts(checkpoint, 1).sizes())
         makers: dict[str, Callable[[], torch.nn.Module]] = {
             contract.VISION: lambda: Vision(checkpoint.vision),
-            contract.EMBED: lambda: Embed(text),
+            contract.EMBED: lambda: Embed(text, self.dtype),
             contract.DECODER: lambda: Decoder(text),
-            contract.HEAD: lambda: Head(text),
+            contract.HEAD: lambda: Head(text, self.dtype),
         }
         if reflection and reflection.head != "identity":
             makers[contract.REFLECT] = lambda: Reflect(text, reflection)
@@ -213,7 +211,7 @@ class _GraphWriter:
         """Trace, bind, quantize, lower and save one graph."""
         self.progress.stage(name)
         model = trace(make, GraphConfig(signature, self.dtype), name)
-        self.used |= bind_weights(model, self.checkpoint, self.dtype)
+        self.used |= bind_weights(model, self.checkpoint)
         if self.recipe:
             quantize(model, self.recipe, name, self.target.numbers)
         forms = lower_forms(model, name, self.target, self.checkpoint.text)

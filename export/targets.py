@@ -12,6 +12,7 @@ from ..runtime.contract import FLOAT, CacheDtype
 from ..runtime.engines.tensorrt_library import OLDEST
 from .lower import cpu, cuda, cuda_rows, cuda_segments, tensorrt
 from .lower.cuda_segments import Segments
+from .quantize.plain import eight_bits_for_float_inputs, without_eight_bit_layers
 from .quantize.qdq import FP8_BY_TENSOR, TYPES, NumberType
 from .recipe import Recipe
 
@@ -30,6 +31,8 @@ class Target:
     """What a bundle with an 8-bit cache needs instead of `engine`, where it needs more."""
     numbers: Mapping[str, NumberType] = field(default_factory=lambda: TYPES)
     """Number types of the static schemes."""
+    adapt: Callable[[Recipe], Recipe] = lambda recipe: recipe
+    """A recipe as this target stores it."""
     lower_rows: Callable[[ir.Model], None] | None = None
     """Rewrites a lowered decoder in place, so that kernels of our own can run its steps over the same weights."""
     cut_vision: Callable[[ir.Model], Segments | None] | None = None
@@ -64,10 +67,13 @@ TARGETS = {
         {"onnxruntime": "1.31"},
         caches={"int8": "int8", "fp8": "float8e4m3fn"},
         numbers=FP8_BY_TENSOR,
+        adapt=eight_bits_for_float_inputs,
         lower_rows=cuda_rows.read_rows,
         cut_vision=cuda_segments.cut_at_attention,
     ),
-    "tensorrt": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt": OLDEST["tensorrt"]}),
-    "tensorrt-rtx": Target(tensorrt.lower, TENSORRT_PRECISIONS, {"tensorrt-rtx": OLDEST["tensorrt-rtx"]}),
+    **{
+        name: Target(tensorrt.lower, TENSORRT_PRECISIONS, {name: OLDEST[name]}, adapt=without_eight_bit_layers)
+        for name in ("tensorrt", "tensorrt-rtx")
+    },
 }
 ACTIVATIONS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}

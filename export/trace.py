@@ -31,7 +31,7 @@ def trace(make_module: Callable[[], nn.Module], config: GraphConfig, name: str) 
     with FakeTensorMode(allow_non_fake_inputs=True), _quiet_exporter():
         module = make_module().eval()
         for parameter in module.parameters():  # buffers stay: angles and pixels are computed in float32
-            parameter.data = parameter.data.to(config.dtype)
+            parameter.data = parameter.data.to(getattr(module, "weight_dtype", config.dtype))
         program = _export(module, config)
     model: ir.Model = program.model
     model.graph.name = name

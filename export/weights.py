@@ -15,6 +15,13 @@ from ..runtime.errors import ExportError
 from .checkpoint import Checkpoint
 from .trace import TRANSPOSED
 
+TORCH_TYPES = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+}
+"""Element types of a traced graph's weights."""
+
 TIED_HEAD = ("lm_head.weight", "model.language_model.embed_tokens.weight")
 
 # Constants stay inside the .onnx file; page-sized alignment lets engines map the weights instead of copying them.
@@ -34,7 +41,7 @@ class StoredTensor:
     length: int
 
 
-def bind_weights(model: ir.Model, checkpoint: Checkpoint, dtype: torch.dtype) -> set[str]:
+def bind_weights(model: ir.Model, checkpoint: Checkpoint) -> set[str]:
     """Point every empty initializer at its checkpoint tensor, read, laid out and cast only when written.
 
     Returns the checkpoint tensors that the graph uses. Raises ExportError where the checkpoint lacks one.
@@ -47,7 +54,7 @@ def bind_weights(model: ir.Model, checkpoint: Checkpoint, dtype: torch.dtype) ->
         if source not in checkpoint.tensors:
             raise ExportError(f"the {model.graph.name} graph wants {source}, which is not there; please report this")
         transposed = TRANSPOSED in value.metadata_props
-        value.const_value = _lazy(checkpoint, source, value, transposed, dtype)
+        value.const_value = _lazy(checkpoint, source, value, transposed)
         used.add(source)
     return used
 
@@ -161,13 +168,17 @@ def _share_weight(model: ir.Model, name: str, stored: StoredTensor, folder: Path
     )
 
 
-def _lazy(checkpoint: Checkpoint, source: str, value: ir.Value, transposed: bool, dtype: torch.dtype) -> ir.LazyTensor:
+def _lazy(checkpoint: Checkpoint, source: str, value: ir.Value, transposed: bool) -> ir.LazyTensor:
+    if value.dtype is None:
+        raise ValueError(f"{value.name} has no type")
+    dtype = TORCH_TYPES[value.dtype]
+
     def load() -> ir.TensorProtocol:
         tensor = _lay_out(checkpoint.read(source), transposed).to(dtype)
         return ir.tensor(tensor, name=value.name)  # a view, turned when it is written: some lowerings turn it back
 
     shape = ir.Shape(value.shape.numpy() if value.shape else ())
-    return ir.LazyTensor(load, dtype=_ir_dtype(dtype), shape=shape, name=value.name)
+    return ir.LazyTensor(load, dtype=value.dtype, shape=shape, name=value.name)
 
 
 def _lay_out(tensor: Tensor, transposed: bool) -> Tensor:
@@ -177,8 +188,3 @@ def _lay_out(tensor: Tensor, transposed: bool) -> Tensor:
 
 def _is_fake(tensor: ir.TensorProtocol) -> bool:
     return isinstance(getattr(tensor, "raw", None), torch._subclasses.FakeTensor)
-
-
-def _ir_dtype(dtype: torch.dtype) -> ir.DataType:
-    names = {torch.float32: "FLOAT", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16"}
-    return ir.DataType[names[dtype]]

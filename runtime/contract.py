@@ -20,11 +20,12 @@ checks a bundle against it on opening.
     reflect  hidden_post_norm                    [1, tokens, hidden]                     float
         ->   embeddings                          [1, tokens, hidden]                     float
     head     hidden_post_norm                    [1, tokens, hidden]                     float
-        ->   logits                              [1, tokens, vocab]                      float
+        ->   logits                              [1, tokens, vocab]                      float32, or float
 
 `hidden_post_norm` is the decoder's state **after** the final RMSNorm: what `head` reads and what reflection feeds back.
 `reflect` exists only where the checkpoint has a reflection head; where that is the identity there is no such graph.
-"float" is the bundle's activation type, "cache" that, int8 or float8e4m3fn, as the manifest says.
+"float" is the bundle's activation type, "cache" that, int8 or float8e4m3fn, as the manifest says, which also says what
+logits are: bundles of formats before 1.6 rounded them to "float".
 
 A bundle may have the vision graph in segments as well, between the attentions of its blocks (`manifest.VisionForm`).
 Rows are the patches of all grids, each grid's in window order; `width` is the vision encoder's, heads * head_dim.
@@ -102,6 +103,7 @@ class Sizes:
     patch_values: int
     window_patches: int
     cache_dtype: str = FLOAT
+    logits_dtype: str = "float32"
 
 
 def cache_names(layers: int) -> list[str]:
@@ -146,7 +148,7 @@ def signatures(sizes: Sizes) -> dict[str, Signature]:
         REFLECT: Signature((Port("hidden_post_norm", tokens, FLOAT),), (Port("embeddings", tokens, FLOAT),)),
         HEAD: Signature(
             (Port("hidden_post_norm", tokens, FLOAT),),
-            (Port("logits", (1, "tokens", sizes.vocab), FLOAT),),
+            (Port("logits", (1, "tokens", sizes.vocab), sizes.logits_dtype),),
         ),
     }
 

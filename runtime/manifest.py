@@ -20,7 +20,7 @@ from .plans import EnginePlan
 from .strict import StrictError, short
 
 FORMAT = "reflectrt-bundle"
-FORMAT_MAJOR, FORMAT_MINOR = 1, 5
+FORMAT_MAJOR, FORMAT_MINOR = 1, 6
 FILE_NAME = "manifest.json"
 MAX_BYTES = 16 * 2**20
 MAX_SIZE, MAX_LAYERS = 2**31, 1000
@@ -53,6 +53,8 @@ class ModelFacts:
     """Tokens that prompt and answer may fill together."""
     cache_dtype: CacheDtype = "float"
     """Element type of the KV cache ("float": the activation type), since format 1.2."""
+    logits_dtype: Literal["float", "float32"] = "float32"
+    """Element type of what the head gives, since format 1.6; before, the activation type."""
 
     def sizes(self) -> Sizes:
         """The sizes that fix the graphs' signatures."""
@@ -66,6 +68,7 @@ class ModelFacts:
             patch_values=patch_values,
             window_patches=self.window**2,
             cache_dtype=self.cache_dtype,
+            logits_dtype=self.logits_dtype,
         )
 
 
@@ -171,6 +174,10 @@ class StepLayer:
     down: StepLinear
     cache_scales: tuple[str, ...]
     """Of keys and of values [1, kv_heads, 1, head_dim], where the KV cache is quantized; otherwise none."""
+
+    def linears(self) -> tuple[StepLinear, ...]:
+        """Its matrices."""
+        return self.qkv, self.output, self.gate, self.up, self.down
 
     def attention_names(self) -> tuple[str, ...]:
         """Of its attention, and of the norm behind that."""
@@ -350,6 +357,8 @@ def parse(text: str) -> Manifest:
                 graph["long_form"] = None  # it was another one, which this version does not run; no graph needs it
                 graph.setdefault("step_form", None)
                 graph.setdefault("block_form", None)
+    if data["version"] < [1, 6] and isinstance(model := data.get("model"), dict):
+        model.setdefault("logits_dtype", "float")
     try:
         manifest = strict.build(Manifest, data, "manifest")
     except StrictError as error:
@@ -362,7 +371,7 @@ def parse(text: str) -> Manifest:
 def _check_sizes(model: ModelFacts) -> None:
     """Numbers that the runtime divides by and allocates from are in reason."""
     for name, value in asdict(model).items():
-        if name != "cache_dtype" and not 0 < value <= (MAX_LAYERS if name == "layers" else MAX_SIZE):
+        if not name.endswith("_dtype") and not 0 < value <= (MAX_LAYERS if name == "layers" else MAX_SIZE):
             raise BundleError(f"manifest.model.{name} is {short(value)}, which cannot be; export the bundle again")
 
 

@@ -80,7 +80,7 @@ class Stream:
 
     def logits(self, hidden: Buffer) -> Array:
         """Logits float32 [V] of the token after a hidden state [1, 1, D]."""
-        logits = self.engine.empty((1, 1, self.manifest.model.vocab))
+        logits = self.engine.empty((1, 1, self.manifest.model.vocab), self.manifest.model.logits_dtype)
         self.engine.graph(contract.HEAD).run({"hidden_post_norm": hidden}, {"logits": logits})
         return self.engine.download(logits).reshape(-1)
 

@@ -71,11 +71,12 @@ class Exports:
 
         checkpoint = Checkpoint.open(self.checkpoint(name))
         folder = self.folder / f"{name}-{graph}-{dtype}-{capacity}"
+        element = getattr(torch, dtype)
         makers = {
             "vision": lambda: Vision(checkpoint.vision),
-            "embed": lambda: Embed(checkpoint.text),
+            "embed": lambda: Embed(checkpoint.text, element),
             "decoder": lambda: Decoder(checkpoint.text),
-            "head": lambda: Head(checkpoint.text),
+            "head": lambda: Head(checkpoint.text, element),
             "reflect": lambda: Reflect(checkpoint.text, checkpoint.reflection),  # type: ignore[arg-type]
         }
         with FileLock(folder.with_suffix(".lock")):
@@ -84,9 +85,8 @@ class Exports:
                 signature = contract.signatures(_model_facts(checkpoint, 1).sizes())[graph]
                 if capacity:
                     signature = with_capacity(signature, capacity)
-                element = getattr(torch, dtype)
                 model = trace(makers[graph], GraphConfig(signature, element), graph)
-                bind_weights(model, checkpoint, element)
+                bind_weights(model, checkpoint)
                 write_weights(model, folder, "graph.onnx.data", lambda _: None)
                 ir.save(model, folder / "graph.onnx")
         return folder / "graph.onnx"

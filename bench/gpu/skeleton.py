@@ -66,13 +66,14 @@ def write_skeleton(
         checkpoint = _shaped(Checkpoint.open(make_checkpoint(Path(small) / "checkpoint")), text, vision)
         (folder / TOKENIZER).write_bytes((checkpoint.path / TOKENIZER).read_bytes())
         recipe = _recipe(checkpoint, precision, kv_cache)
+        recipe = target.adapt(recipe) if recipe else None
         facts = _model_facts(checkpoint, MAX_CONTEXT, target.cache_dtype(recipe))
         traced = contract.signatures(_model_facts(checkpoint, MAX_CONTEXT).sizes())
         sizes: dict[str, int] = {}
         graphs: dict[str, GraphEntry] = {}
-        for name, make in _makers(text, vision).items():
+        for name, make in _makers(text, vision, dtype).items():
             model = trace(make, GraphConfig(traced[name], dtype), name)
-            bind_weights(model, checkpoint, dtype)
+            bind_weights(model, checkpoint)
             if recipe is not None:
                 quantize(model, recipe, name, target.numbers)
             forms = lower_forms(model, name, target, text)
@@ -116,12 +117,12 @@ def _shaped(checkpoint: Checkpoint, text: TextFacts, vision: VisionFacts) -> Che
     return replace(checkpoint, text=text, vision=vision, tensors=MappingProxyType(refs))
 
 
-def _makers(text: TextFacts, vision: VisionFacts) -> dict[str, Callable[[], torch.nn.Module]]:
+def _makers(text: TextFacts, vision: VisionFacts, dtype: torch.dtype) -> dict[str, Callable[[], torch.nn.Module]]:
     return {
         contract.VISION: lambda: Vision(vision),
-        contract.EMBED: lambda: Embed(text),
+        contract.EMBED: lambda: Embed(text, dtype),
         contract.DECODER: lambda: Decoder(text),
-        contract.HEAD: lambda: Head(text),
+        contract.HEAD: lambda: Head(text, dtype),
     }
 
 

@@ -31,7 +31,7 @@ from .cuda_align import align_inner_width
 from .cuda_bias import fold_biases
 from .cuda_half import multiply_in_half
 from .cuda_pack import pack_projections
-from .cuda_quantized import dequantize, lower_quantized
+from .cuda_quantized import lower_quantized
 from .cuda_scratch import note_row_bytes
 from .cuda_vision import pack_windows
 
@@ -44,8 +44,6 @@ def lower(model: ir.Model) -> ir.Model:
 
 def _fuse(model: ir.Model) -> None:
     model.opset_imports[MICROSOFT] = 1
-    if any(value.name == "patches" for value in model.graph.inputs):
-        dequantize(model)
     pack_windows(model)
     positions = next((value for value in model.graph.inputs if value.name == "positions"), None)
     rules = [

@@ -3,21 +3,18 @@
     8- and 4-bit weights of the decoder and the head  ->  MatMulNBits
     their fp8 weights                                 ->  MatMulBlockQuantizedFp8Weight
     the token table                                   ->  GatherBlockQuantized
-    the vision encoder's                              ->  rounded, then dequantized while the bundle is written: of
-                                                          16,000 rows a product reads its weights once either way
 
-Rounded integer activations have no place here: MatMulInteger reaches 129 of an H100's 1,979 TOP/s, QOrderedMatMul does
-not initialise; they are refused. Those of an fp8 recipe stay in bfloat16, which is nearer to the float model, but for
-the MLPs of long runs (`cuda_fp8.py`).
+The vision encoder has none: of 16,000 rows a product reads its weights once, in few bits or many, so rounding would
+cost answers and save no time (`quantize/plain.py` takes it out of recipes). Rounded integer activations have no place
+here: MatMulInteger reaches 129 of an H100's 1,979 TOP/s, QOrderedMatMul does not initialise; they are refused. Those of
+an fp8 recipe stay in bfloat16, which is nearer to the float model, but for the MLPs of long runs (`cuda_fp8.py`).
 """
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from ..quantize.lazy import Array, add_initializer, data
 from .block_weights import MICROSOFT, block_look_up, block_product, fp8_product, take_over
 from .quantized_linears import find_quantized_linears, find_quantized_tables
 
@@ -43,30 +40,4 @@ def lower_quantized(model: ir.Model) -> None:
     for table in list(find_quantized_tables(model)):
         take_over(table.node.outputs[0], block_look_up(model.graph, table, table.block or CHANNEL_BLOCK))
     model.opset_imports[MICROSOFT] = 1
-    passes.RemoveUnusedNodesPass()(model)
-
-
-def dequantize(model: ir.Model) -> None:
-    """Put dequantized weights, computed while they are written, in the place of quantized ones; activations stay."""
-    for linear in list(find_quantized_linears(model)):
-        back = linear.node.inputs[1]
-        if back is None or back.dtype is None:
-            raise ValueError(f"{linear.name} has no weight")
-        weight, scale, axis, block = linear.weight, linear.scale, linear.input_axis, linear.block
-
-        def floats(
-            weight: ir.Value = weight, scale: ir.Value = scale, axis: int = axis, block: int = block
-        ) -> Array:  # fmt: skip
-            numbers, steps = data(weight).astype(np.float32), data(scale)
-            if block:
-                steps = np.take(steps, np.arange(numbers.shape[axis]) // block, axis=axis)
-            else:
-                steps = np.expand_dims(steps, axis)
-            return (numbers * steps.astype(np.float32)).astype(steps.dtype)
-
-        name = str(weight.name).removesuffix("_quantized")
-        shape = weight.shape.numpy() if weight.shape else ()
-        plain = add_initializer(model.graph, name, back.dtype, shape, floats)
-        linear.node.replace_input_with(0, linear.x)
-        linear.node.replace_input_with(1, plain)
     passes.RemoveUnusedNodesPass()(model)

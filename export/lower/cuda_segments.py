@@ -29,7 +29,6 @@ from .cuda_align import align_inner_width
 from .cuda_bias import fold_biases
 from .cuda_block_inputs import generic_names, lift, read_weights
 from .cuda_nodes import Nodes, constant
-from .cuda_quantized import dequantize
 from .cuda_scratch import note_row_bytes
 from .cuda_vision import (
     MERGER_NORM,
@@ -133,7 +132,6 @@ def _cut(model: ir.Model, attentions: Sequence[ir.Node]) -> Cut:
     """Fuse what is between the attentions, by rows."""
     graph = model.graph
     model.opset_imports[MICROSOFT] = 1
-    dequantize(model)
     rows, layout = _layout(graph, attentions[0])
     qkv = tuple(_packed(node) for node in attentions)
     attended = tuple(_replace_attention(graph, node, index) for index, node in enumerate(attentions))

@@ -9,7 +9,7 @@ from math import prod
 from ...runtime import contract
 from ...runtime.errors import ExportError
 from ..checkpoint import Checkpoint
-from ..recipe import FORMAT, FORMAT_MAJOR, FORMAT_MINOR, GraphRecipe, LinearRecipe, Recipe
+from ..recipe import EIGHT_BITS, FORMAT, FORMAT_MAJOR, FORMAT_MINOR, GraphRecipe, LinearRecipe, Recipe
 from ..tensors import HEAD, TensorRef
 from ..weights import TIED_HEAD
 
@@ -68,6 +68,24 @@ def without_eight_bit_layers(recipe: Recipe) -> Recipe:
         name: graph if name == contract.EMBED else GraphRecipe(_others(graph)) for name, graph in recipe.graphs.items()
     }
     return replace(recipe, graphs=graphs)
+
+
+def eight_bits_for_float_inputs(recipe: Recipe) -> Recipe:
+    """The recipe for a target that rounds activations of the decoder's MLPs alone, and encodes vision in floats.
+
+    Of fp8 weights whose inputs stay floats only the rounding is left, of 3 bits: there 8-bit integers with a scale a
+    row take as much room and are eight times nearer. Vision stays as in the checkpoint.
+    """
+    graphs = {
+        name: GraphRecipe({weight: _eight_bits(weight, linear) for weight, linear in graph.linears.items()})
+        for name, graph in recipe.graphs.items()
+        if name != contract.VISION
+    }
+    return replace(recipe, graphs=graphs)
+
+
+def _eight_bits(weight: str, linear: LinearRecipe) -> LinearRecipe:
+    return EIGHT_BITS if linear.scheme == "fp8" and ".mlp." not in weight else linear
 
 
 def _others(graph: GraphRecipe) -> dict[str, LinearRecipe]:

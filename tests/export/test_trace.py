@@ -72,7 +72,7 @@ def test_node_names_are_unique(models: dict[str, ir.Model]) -> None:
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_inputs_and_outputs_are_the_contract_s(models: dict[str, ir.Model], checkpoint: Checkpoint, graph: str) -> None:
     signature = signatures(_model_facts(checkpoint, 1).sizes())[graph]
-    names = {FLOAT: "FLOAT", "int64": "INT64", "uint8": "UINT8"}
+    names = {FLOAT: "FLOAT", "float32": "FLOAT", "int64": "INT64", "uint8": "UINT8"}
     for values, ports in (
         (models[graph].graph.inputs, signature.inputs),
         (models[graph].graph.outputs, signature.outputs),
@@ -118,3 +118,14 @@ def test_half_precision_keeps_angles_and_pixels_in_float32(exports: Exports, dty
     assert graph.inputs[0].dtype == ir.DataType[dtype.upper()]
     (cosine,) = [node for node in graph if node.op_type == "Cos"]
     assert cosine.outputs[0].dtype == ir.DataType.FLOAT
+
+
+@pytest.mark.parametrize(
+    ("activation", "weight"), [("bfloat16", "FLOAT16"), ("float16", "FLOAT16"), ("float32", "FLOAT")]
+)
+def test_logits_are_float32_and_never_multiplied_in_bfloat16(exports: Exports, activation: str, weight: str) -> None:
+    graph = ir.load(exports.portable("head", dtype=activation)).graph
+    (product,) = (node for node in graph if node.op_type == "Gemm")
+    assert {value.dtype for value in product.inputs if value is not None} == {ir.DataType[weight]}
+    assert graph.inputs[0].dtype == ir.DataType["FLOAT" if activation == "float32" else activation.upper()]
+    assert graph.outputs[0].dtype == ir.DataType.FLOAT

@@ -66,6 +66,18 @@ def test_a_tied_head_is_the_embedding_s_bytes(exports: Exports) -> None:
     assert not (folder / "head.onnx.data").exists()
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_tied_head_is_the_embedding_s_bytes_where_activations_have_16_bits(
+    exports: Exports, tmp_path: Path, precision: str
+) -> None:
+    """In float16 for both: a head in bfloat16 would round logits to 8 bits."""
+    checkpoint = Checkpoint.open(exports.checkpoint("grouped-3-tied"))
+    export_bundle(checkpoint, tmp_path / "bundle", ExportPlan("cuda", precision), Silence())
+    head, table = (stored(tmp_path / "bundle", name) for name in (HEAD, TABLE))
+    assert (head.location, head.offset) == (table.location, table.offset)
+    assert head.dtype == table.dtype == ir.DataType.FLOAT16
+
+
 def test_an_untied_head_has_bytes_of_its_own(exports: Exports) -> None:
     folder = exports.bundle("small")
     assert stored(folder, HEAD).location == "head.onnx.data"

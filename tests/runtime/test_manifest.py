@@ -136,6 +136,14 @@ def test_manifests_from_before_format_1_5_have_one_form_and_weights_of_fp8() -> 
     assert "is missing" in refusal(json.dumps(data))
 
 
+def test_logits_of_bundles_before_format_1_6_are_of_the_activation_type() -> None:
+    data = json.loads(dump(FULL)) | {"version": [1, 5]}
+    del data["model"]["logits_dtype"]
+    assert parse(json.dumps(data)).expected_signatures()["head"].outputs[0].dtype == "float"
+    assert FULL.expected_signatures()["head"].outputs[0].dtype == "float32"
+    assert "is missing" in refusal(json.dumps(data | {"version": [1, 6]}))
+
+
 LINEAR, QUANTIZED = StepLinear("w", None), StepLinear("w", "s")
 LAYER = StepLayer("n", LINEAR, "b", QUANTIZED, "m", LINEAR, LINEAR, QUANTIZED, ("key_cache.0_scale",))
 STEPS = StepForm(7, 1e-6, 1e6, (16, 24, 24), (LAYER,), "norm")

@@ -41,11 +41,13 @@ def test_fp8_weights_have_their_places_and_scales(exports: Exports, tmp_path: Pa
     folder = tmp_path / "skeleton"
     write_skeleton(folder, "fp8", None, checkpoint.text, checkpoint.vision)
     found = {place.name: place for place in places(folder)}
-    weight = found["lm_head.weight_quantized_packed"]
-    assert (weight.dtype, weight.shape) == (torch.float8_e4m3fn, (checkpoint.text.vocab, checkpoint.text.hidden))
-    assert found["lm_head.weight_scale_packed"].blocks == Blocks(FP8, checkpoint.text.hidden)
+    assert found["lm_head.weight_quantized_packed"].dtype == torch.uint8
+    assert found["lm_head.weight_scale_packed"].blocks == Blocks(8, 128)
     up = "model.language_model.layers.0.mlp.up_proj.weight"
-    assert found[f"{up}_quantized_packed"].file == "decoder_shared.data"
+    weight = found[f"{up}_quantized_packed"]
+    assert (weight.dtype, weight.shape) == (torch.float8_e4m3fn, (checkpoint.text.mlp, checkpoint.text.hidden))
+    assert weight.file == "decoder_shared.data"
+    assert found[f"{up}_scale_packed"].blocks == Blocks(FP8, checkpoint.text.hidden)
     step = found[f"{up}_scale_packed"]
     assert draw(step, "cpu").flatten().tolist() == pytest.approx([checkpoint.text.hidden**-0.5] * prod(step.shape))
 

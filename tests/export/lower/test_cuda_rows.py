@@ -82,7 +82,7 @@ def test_a_matrix_is_read_when_it_is_written_and_lies_as_it_was_read(exports: Ex
     checkpoint = Checkpoint.open(exports.checkpoint())
     signature = signatures(_model_facts(checkpoint, 1).sizes())["decoder"]
     model = trace(lambda: Decoder(checkpoint.text), GraphConfig(signature, float32), "decoder")
-    bind_weights(model, checkpoint, float32)
+    bind_weights(model, checkpoint)
     output = model.graph.initializers[f"{ATTENTION}o_proj.weight"].const_value
     assert output is not None and output.numpy().flags.f_contiguous
     read_rows(cuda.lower(model))
