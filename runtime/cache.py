@@ -20,6 +20,7 @@ class KVCache:
         self.length = 0
         self.capacity = 0
         self._buffers: dict[str, Buffer] = {}
+        self._outputs: dict[str, Buffer] = {}
         self.reserve(capacity)
 
     @property
@@ -30,7 +31,7 @@ class KVCache:
     @property
     def outputs(self) -> dict[str, Buffer]:
         """The same buffers by the decoder's output names: updated in place."""
-        return {cache_output(name): buffer for name, buffer in self._buffers.items()}
+        return self._outputs
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` more rows, keeping those that are filled. Raises LimitError and ResourceError."""
@@ -46,10 +47,11 @@ class KVCache:
         check_cache_fits(self._model, capacity, self._engine.activation.itemsize, self._engine.free_bytes())
         shape = (1, self._model.kv_heads, capacity, self._model.head_dim)
         for name in cache_names(self._model.layers):
-            buffer = self._engine.empty(shape, self._model.cache_dtype)
+            buffer = self._engine.zeros(shape, self._model.cache_dtype)
             if self.length:
                 self._engine.copy(self._buffers[name], buffer)
             self._buffers[name] = buffer
+        self._outputs = {cache_output(name): buffer for name, buffer in self._buffers.items()}
         self.capacity = capacity
 
     def _rows(self, wanted: int) -> int:

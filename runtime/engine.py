@@ -58,6 +58,9 @@ class Engine(Protocol):
     def empty(self, shape: Sequence[int], dtype: str = FLOAT) -> Buffer:
         """An uninitialised buffer of a type of the contract. Raises ResourceError."""
 
+    def zeros(self, shape: Sequence[int], dtype: str = FLOAT) -> Buffer:
+        """One of zeros, for caches: attention multiplies what is behind their filled rows by 0, NaN would stay."""
+
     def upload(self, array: Array) -> Buffer:
         """The array on the device."""
 

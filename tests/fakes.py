@@ -106,6 +106,9 @@ class FakeEngine:
     def empty(self, shape: Sequence[int], dtype: str = contract.FLOAT) -> HostBuffer:
         return HostBuffer(np.full(shape, np.nan, np.float32) if dtype == contract.FLOAT else np.zeros(shape, dtype))
 
+    def zeros(self, shape: Sequence[int], dtype: str = contract.FLOAT) -> HostBuffer:
+        return HostBuffer(np.zeros(shape, np.float32 if dtype == contract.FLOAT else dtype))
+
     def upload(self, array: Array) -> HostBuffer:
         return HostBuffer(np.ascontiguousarray(array))
 

@@ -30,7 +30,7 @@ from .report import environment
 from .shape import TEXT_7B
 
 CONTEXT, CAPACITY = 18_432, 18_688
-FORMATS = ("bf16", "fp8", "int8", "int4")
+FORMATS = ("bf16", "fp8", "int8", "int8-blocks", "int4")
 CACHES = ("float", "int8", "float8e4m3fn")
 TOKENS = (1, 5)
 KERNELS = ("q k v", "attention", "output", "gate and up", "down")
@@ -88,7 +88,7 @@ def store(matrix: torch.Tensor, kind: str) -> Stored:
         scales = matrix.abs().amax(1, keepdim=True) / 448
         weight = (matrix / scales).clamp(-448, 448).to(torch.float8_e4m3fn)
         return Stored(weight, scales, weight.float() * scales)
-    bits, block = (8, 128) if kind == "int8" else (4, 32)
+    bits, block = {"int8": (8, inputs), "int8-blocks": (8, 128), "int4": (4, 32)}[kind]
     zero = 1 << bits - 1
     grouped = matrix.view(rows, inputs // block, block)
     scales = (grouped.abs().amax(2) / (zero - 1)).bfloat16()

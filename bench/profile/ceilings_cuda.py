@@ -44,7 +44,7 @@ def _measure(engine: OrtCudaEngine, element: str) -> Ceilings:
         read_bytes_per_s=rows
         * SIDE
         * itemsize(element)
-        / _best(engine, "MatMul", [engine.empty((1, rows)), engine.empty((rows, SIDE))]),
+        / _best(engine, "MatMul", [engine.zeros((1, rows)), engine.zeros((rows, SIDE))]),
         element=element,
         side=SIDE,
         copied_bytes=flat.nbytes,

@@ -114,6 +114,10 @@ class RecordingEngine:
         """As the wrapped engine's."""
         return self.wrapped.empty(shape, dtype)
 
+    def zeros(self, shape: Sequence[int], dtype: str = FLOAT) -> Buffer:
+        """As the wrapped engine's."""
+        return self.wrapped.zeros(shape, dtype)
+
     def upload(self, array: Array) -> Buffer:
         """As the wrapped engine's. The one int64 [1] that the runtime uploads is the decoder's `past_length`."""
         if array.shape == (1,) and array.dtype == np.int64:

@@ -86,27 +86,27 @@ class OrtCudaDecoder(OrtCudaGraph):
 
     def _step(self, inputs: Mapping[str, Buffer]) -> Step:
         """What runs this KV cache and so many tokens; a new one is captured, ONNX Runtime's by its first run."""
-        caches = {name: device_buffer(buffer) for name, buffer in inputs.items() if "_cache." in name}
-        tokens = inputs["embeddings"].shape[1]
-        key = (tokens, *((buffer.address, buffer.shape) for buffer in caches.values()))
+        caches = [device_buffer(buffer) for name, buffer in inputs.items() if "_cache." in name]
+        key = (inputs["embeddings"].shape[1], caches[0].shape, *[cache.address for cache in caches])
         if key not in self._steps:
-            self._steps[key] = self._new_step(inputs, caches)
+            self._steps[key] = self._new_step(inputs)
             if len(self._steps) > MAX_GRAPHS:
                 _, oldest = self._steps.popitem(last=False)
                 oldest.forget()
         self._steps.move_to_end(key)
         return self._steps[key]
 
-    def _new_step(self, inputs: Mapping[str, Buffer], caches: Mapping[str, DeviceBuffer]) -> Step:
+    def _new_step(self, inputs: Mapping[str, Buffer]) -> Step:
+        caches = {name: device_buffer(buffer) for name, buffer in inputs.items() if "_cache." in name}
         small = {name: device_buffer(buffer) for name, buffer in inputs.items() if name not in caches}
         fixed = {name: self._memory.buffer(buffer.shape, buffer.dtype) for name, buffer in small.items()}
         hidden = self._memory.buffer(small["embeddings"].shape, small["embeddings"].dtype)
         if self._kernels is not None:
-            work = self._kernels.capture(fixed | dict(caches), hidden)
+            work = self._kernels.capture(fixed | caches, hidden)
             return Step(fixed, hidden, work.replay, lambda: None)
         binding = self.new_binding()
         updated = {cache_output(name): buffer for name, buffer in caches.items()}
-        self.bind(binding, fixed | dict(caches), {"hidden_post_norm": hidden, **updated})
+        self.bind(binding, fixed | caches, {"hidden_post_norm": hidden, **updated})
         self._captured += 1
         number = self._captured
         return Step(

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
+from ..engine import Array
 from ..errors import BundleError
 from ..kernels.arguments import FLOATS, FP8, GATE_UP, INT4, INT8, LANE, QKV, RESIDUAL, ROW, SEGMENT, WHOLE
 from ..manifest import ModelFacts, StepForm, StepLayer, StepLinear
@@ -101,6 +104,12 @@ def layer_weights(names: StepLayer, weights: Mapping[str, DeviceBuffer], model: 
         _matrix(names.down, weights, hidden, inner),
         tuple(weight_named(weights, name) for name in names.cache_scales),
     )
+
+
+def one_a_row(scales: Array) -> Array | None:
+    """Scales [rows, 1], on the host, of such [rows, blocks] that are the same all along each row; None for others."""
+    column = scales[:, :1]
+    return np.ascontiguousarray(column) if scales.shape[1] > 1 and (scales == column).all() else None
 
 
 def weight_named(weights: Mapping[str, DeviceBuffer], name: str) -> DeviceBuffer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -111,9 +111,16 @@ class OrtCpuEngine:
 
     def empty(self, shape: Sequence[int], dtype: str = FLOAT) -> HostBuffer:
         """An uninitialised buffer of a type of the contract. Raises ResourceError."""
+        return self._buffer(np.empty, shape, dtype)
+
+    def zeros(self, shape: Sequence[int], dtype: str = FLOAT) -> HostBuffer:
+        """A buffer of zeros, whose memory the system gives where it is written first. Raises ResourceError."""
+        return self._buffer(np.zeros, shape, dtype)
+
+    def _buffer(self, make: Callable[..., Array], shape: Sequence[int], dtype: str) -> HostBuffer:
         element = self.activation if dtype == FLOAT else np.dtype(dtype)
         try:
-            return HostBuffer(np.empty(shape, element))
+            return HostBuffer(make(shape, element))
         except MemoryError:
             need = prod(shape) * element.itemsize
             raise ResourceError(

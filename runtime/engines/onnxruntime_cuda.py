@@ -5,7 +5,7 @@ All work is on one stream. What is queued later runs later, whoever queued it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +22,11 @@ from . import bfloat16
 from .cuda_decoder import OrtCudaDecoder
 from .cuda_kernels import KernelGpu
 from .cuda_long import LongRuns
+from .cuda_matrices import one_a_row
 from .cuda_runs import RowBytes, plan_runs
 from .cuda_steps import StepKernels
 from .cuda_vision import VisionSegments
-from .device_memory import DeviceBuffer, Pool, device_buffer
+from .device_memory import DeviceBuffer, Pool, device_buffer, itemsize
 from .ort_cuda_checks import FP8_CAPABILITY, PROVIDER, check_device, check_nodes, check_provider
 from .ort_cuda_graph import OrtCudaGraph
 from .ort_session import check_ports, check_version, first_line
@@ -69,12 +70,12 @@ class OrtCudaEngine:
         return self._graphs[name]
 
     def empty(self, shape: Sequence[int], dtype: str = FLOAT) -> DeviceBuffer:
-        """A buffer of zeros of a type of the contract. Raises ResourceError.
+        """An uninitialised buffer of a type of the contract. Raises ResourceError."""
+        return self.buffer(shape, self._float if dtype == FLOAT else dtype)
 
-        Attention reads keys and values behind the filled rows and multiplies them by 0: they must not be NaN, which
-        whatever the memory held before may spell.
-        """
-        buffer = self.buffer(shape, self._float if dtype == FLOAT else dtype)
+    def zeros(self, shape: Sequence[int], dtype: str = FLOAT) -> DeviceBuffer:
+        """A buffer of zeros. Raises ResourceError."""
+        buffer = self.empty(shape, dtype)
         self._gpu.clear(buffer.address, buffer.nbytes)
         return buffer
 
@@ -166,7 +167,21 @@ class OrtCudaEngine:
         rounds = bundle.manifest.model.cache_dtype == "float8e4m3fn"
         if entry.step_form is None or (rounds and self._gpu.facts().capability < FP8_CAPABILITY):
             return None
-        return StepKernels(self._gpu, self._pool, bundle.manifest, entry.step_form, weights)
+        by_row = dict(self._scales_by_row(bundle, entry, entry.step_form))
+        return StepKernels(self._gpu, self._pool, bundle.manifest, entry.step_form, {**weights, **by_row})
+
+    def _scales_by_row(self, bundle: Bundle, entry: GraphEntry, form: StepForm) -> Iterator[tuple[str, DeviceBuffer]]:
+        """Scales [out, 1] of matrices whose every row has but one, which ONNX Runtime wants repeated for each block.
+
+        Kernels then multiply by it once a row, not once a block: a step in int8 takes 2.40 ms for 2.48 (7B, H200).
+        """
+        scales = {linear.scales for layer in form.layers for linear in layer.linears()}
+        for weight in (weight for weight in entry.weights if weight.name in scales):
+            column = one_a_row(_stored(bundle, weight))
+            if column is not None:
+                target = self.buffer(column.shape, weight.dtype)
+                self._gpu.upload(column.ctypes.data, target.address, column.nbytes)
+                yield weight.name, target
 
     def _long_runs(
         self, bundle: Bundle, entry: GraphEntry, weights: Buffers, kernels: StepKernels
@@ -192,8 +207,8 @@ class OrtCudaEngine:
         stored = {weight.name: weight for weight in entry.weights}
         for linear in (linear for layer in steps.layers for linear in (layer.gate, layer.up, layer.down)):
             weight = stored.get(linear.scales or "")
-            found = np.zeros(0) if weight is None else _numbers(bundle, weight)
-            if not found.size or (found != found[0]).any():
+            found = None if weight is None or weight.dtype != "float32" else _stored(bundle, weight)
+            if found is None or not found.size or (found != found.flat[0]).any():
                 raise BundleError(f"{linear.weight} has not one scale for all of it; export the bundle again")
 
     def _part(self, bundle: Bundle, file: str, wanted: Signature, weights: Buffers) -> ort.InferenceSession:
@@ -233,11 +248,10 @@ class OrtCudaEngine:
         }
 
 
-def _numbers(bundle: Bundle, weight: StoredWeight) -> Array:
-    """A float32 weight's numbers, flat; none of another type's."""
-    if weight.dtype != "float32":
-        return np.zeros(0, np.float32)
-    return np.memmap(bundle.file(weight.file), np.float32, "r", weight.offset, weight.nbytes // 4)
+def _stored(bundle: Bundle, weight: StoredWeight) -> Array:
+    """A weight as its file has it: float32, or the bytes of each number of another type as an integer."""
+    kind = np.float32 if weight.dtype == "float32" else f"u{itemsize(weight.dtype)}"
+    return np.memmap(bundle.file(weight.file), kind, "r", weight.offset, weight.shape)
 
 
 def _session(file: Path, provider: dict[str, str]) -> ort.InferenceSession:

@@ -95,6 +95,12 @@ class TensorRTEngine:
         """An uninitialised buffer of a type of the contract. Raises ResourceError."""
         return self.buffer(shape, self._float if dtype == contract.FLOAT else dtype)
 
+    def zeros(self, shape: Sequence[int], dtype: str = contract.FLOAT) -> DeviceBuffer:
+        """A buffer of zeros. Raises ResourceError."""
+        buffer = self.empty(shape, dtype)
+        self.gpu.clear(buffer.address, buffer.nbytes)
+        return buffer
+
     def buffer(self, shape: Sequence[int], dtype: str) -> DeviceBuffer:
         """An uninitialised buffer of any type. Raises ResourceError."""
         return self._pool.buffer(shape, dtype)

@@ -11,7 +11,9 @@ RESULTS = Path(__file__).parents[3] / "bench/results"
 STEPS = json.loads((RESULTS / "gpu_step_kernels.json").read_text())
 
 
-@pytest.mark.parametrize(("kind", "error"), [("bf16", 0.002), ("fp8", 0.04), ("int8", 0.01), ("int4", 0.15)])
+@pytest.mark.parametrize(
+    ("kind", "error"), [("bf16", 0.002), ("fp8", 0.04), ("int8", 0.01), ("int8-blocks", 0.01), ("int4", 0.15)]
+)
 def test_a_stored_matrix_means_nearly_what_was_drawn(kind: str, error: float) -> None:
     matrix = torch.randn(32, 256, generator=torch.Generator().manual_seed(0))
     stored = store(matrix, kind)
@@ -22,7 +24,7 @@ def test_a_stored_matrix_means_nearly_what_was_drawn(kind: str, error: float) ->
 def test_eight_and_four_bits_are_stored_as_the_kernels_read_them() -> None:
     """Offset by half their range; of four bits the earlier number is in the lower half of a byte."""
     matrix = torch.linspace(-1, 1, 64).view(2, 32).repeat(1, 4)
-    for kind, bits in (("int8", 8), ("int4", 4)):
+    for kind, bits in (("int8", 8), ("int8-blocks", 8), ("int4", 4)):
         stored = store(matrix, kind)
         assert stored.scales is not None
         flat = stored.weight.flatten(1).int()

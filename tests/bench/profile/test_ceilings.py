@@ -49,11 +49,11 @@ class StandIn:
             raise ResourceError("no room; buy some")
         return DeviceBuffer(Block(0, 0), 0, tuple(shape), dtype)
 
-    def empty(self, shape: Any) -> DeviceBuffer:
+    def zeros(self, shape: Any) -> DeviceBuffer:
         return self.buffer(shape, "bfloat16")
 
     def upload(self, array: Any) -> DeviceBuffer:
-        return self.empty(array.shape)
+        return self.zeros(array.shape)
 
     def download(self, buffer: DeviceBuffer) -> None:
         assert buffer.shape == (1,)

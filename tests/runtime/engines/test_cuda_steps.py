@@ -3,10 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import FACTS, make_manifest
 from kernel_fakes import PROCESSORS, FakeGpu, FakeNvrtc
 from reflectrt.runtime.engines import cuda_steps
+from reflectrt.runtime.engines.cuda_matrices import one_a_row
 from reflectrt.runtime.engines.cuda_steps import StepKernels
 from reflectrt.runtime.engines.device_memory import DeviceBuffer
 from reflectrt.runtime.engines.step_blocks import MAX_TOKENS
@@ -113,6 +115,19 @@ def test_what_every_answer_needs_is_compiled_ahead(monkeypatch: pytest.MonkeyPat
     prefix = make_manifest().prompt.answer_prefix
     assert {macros["TOKENS"] for macros in asked} == {1, min(1 + len(prefix), MAX_TOKENS)}
     assert asked[0]["EPSILON"] == "1e-06f" and asked[0]["BF16"] == 1 and asked[0]["CACHE"] == 0
+
+
+def test_eight_bits_with_one_scale_a_row_are_scaled_once_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    repeated = np.repeat(np.arange(1, 7, dtype=np.uint16)[:, None], 4, axis=1)
+    column = one_a_row(repeated)
+    assert column is not None and column.tolist() == [[1], [2], [3], [4], [5], [6]]
+    assert one_a_row(repeated + np.eye(6, 4, dtype=np.uint16)) is None
+    assert one_a_row(column) is None  # it is that already
+    gpu, rows = FakeGpu(), (HEADS + 2 * KV_HEADS) * HEAD_DIM
+    quantized = {"0.qkv": gpu.buffer((rows, 2, 128), "uint8"), "0.qkv.scales": gpu.buffer((rows, 1))}
+    form = replace(FORM, layers=(layer(0, "qkv"), layer(1)))
+    steps(gpu, monkeypatch, form, weights(gpu) | quantized).capture(inputs(gpu, 1), gpu.buffer((1, 1, HIDDEN)))
+    assert gpu.launched[1][0] == "product<1, 1, 0>"
 
 
 def test_quantized_matrices_have_kernels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
