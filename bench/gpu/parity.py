@@ -1,10 +1,10 @@
 """Is a GPU's bundle the CPU's? The same questions to both: letters, reflection states, free text's tokens.
 
-    python -m reflectrt.bench.gpu.parity ask BUNDLE FOLDER --limit 500 [--part 1/8] # on either machine, for each bundle
-    python -m reflectrt.bench.gpu.parity compare GPU CPU                            # two such folders; prints JSON
+    python -m reflectrt.bench.gpu.parity ask FOLDER bf16=BUNDLE fp8=BUNDLE --limit 500 [--part 1/8]  # on either machine
+    python -m reflectrt.bench.gpu.parity compare FOLDER/bf16 CPU_FOLDER/fp32                         # prints JSON
 
-Questions are needle questions, every other one about a film. Answers go into files, so that the machines need not be
-the same, nor the processes that share the questions.
+Questions are needle questions, every other one about a film, which all bundles are asked before the next is made.
+Answers go into files, so that the machines need not be the same, nor the processes that share the questions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import json
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ..synthetic import SyntheticMedia
 GRIDS = ((1, 8, 8), (1, 12, 24), (3, 10, 14), (4, 16, 6), (2, 18, 22))
 QUESTIONS = ("Which colour is the car?", "How many people cross the street?", "What does the sign say?")
 OPTIONS = ("red", "blue", "green", "yellow")
-STEPS = 4
+STEPS, TEXT_TOKENS = 4, 8
 WHOLE = Part()
 TIE = 0.02
 """Letters may differ where the CPU's two best scores are as near as this."""
@@ -104,19 +104,32 @@ def _opener(source: str | SyntheticMedia) -> Callable[[Model], Session]:
     return lambda model: model.open(source)
 
 
-def answers(model: Model, asked: Iterable[Asked], steps: int = STEPS, text_tokens: int = 8) -> Arrays:
-    """Scores [count, options], reflection [count, K, D], tokens [count, text_tokens] (-1 behind the end), digests."""
-    found: dict[str, list[Any]] = {"scores": [], "reflection": [], "tokens": [], "digests": [], "numbers": []}
+def answers(model: Model, asked: Iterable[Asked]) -> Arrays:
+    """What `all_answers` has of one model."""
+    return all_answers({"": model}, asked)[""]
+
+
+def all_answers(models: Mapping[str, Model], asked: Iterable[Asked]) -> dict[str, Arrays]:
+    """Of each model scores [count, options], reflection [count, K, D], tokens [count, TEXT_TOKENS] (-1 behind the end),
+    digests and numbers [count]."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     for item in asked:
-        session = item.open(model)
-        choice = session.ask(item.question, item.options, steps=steps)
-        text = session.ask(item.question, steps=0, max_new_tokens=text_tokens).tokens
-        found["scores"].append(list((choice.option_scores or {}).values()))
-        found["reflection"].append(choice.reflection)
-        found["tokens"].append([*text, *[-1] * text_tokens][:text_tokens])
-        found["digests"].append(item.digest)
-        found["numbers"].append(item.number)
-    return {name: np.array(values) for name, values in found.items()}
+        for name, model in models.items():
+            rows[name].append(_answer(model, item))
+    return {name: {key: np.array([row[key] for row in found]) for key in found[0]} for name, found in rows.items()}
+
+
+def _answer(model: Model, item: Asked) -> dict[str, Any]:
+    session = item.open(model)
+    choice = session.ask(item.question, item.options, steps=STEPS)
+    text = session.ask(item.question, steps=0, max_new_tokens=TEXT_TOKENS).tokens
+    return {
+        "scores": list((choice.option_scores or {}).values()),
+        "reflection": choice.reflection,
+        "tokens": [*text, *[-1] * TEXT_TOKENS][:TEXT_TOKENS],
+        "digests": item.digest,
+        "numbers": item.number,
+    }
 
 
 def compare(found: Arrays, wanted: Arrays) -> Agreement:
@@ -152,8 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     ask = commands.add_parser("ask")
-    ask.add_argument("bundle", type=Path)
     ask.add_argument("folder", type=Path)
+    ask.add_argument("bundles", nargs="+", help="name=folder")
     ask.add_argument("--limit", type=int, default=500)
     ask.add_argument("--seed", type=int, default=11)
     ask.add_argument("--part", type=Part.parse, default=WHOLE, help="2/8: the second of eight processes")
@@ -166,11 +179,13 @@ def main() -> None:
         agreement = compare(read(options.found), read(options.wanted))
         print(json.dumps(asdict(agreement), indent=1))
         return
-    options.folder.mkdir(parents=True, exist_ok=True)
-    model = load(options.bundle, threads=options.threads)
+    pairs = (each.partition("=") for each in options.bundles)
+    models = {name: load(bundle, threads=options.threads) for name, _, bundle in pairs}
     with tempfile.TemporaryDirectory() as scratch:
-        asked = needles(options.limit, options.seed, Path(scratch), options.part)
-        np.savez(options.folder / f"part-{options.part.number}.npz", **answers(model, asked))  # type: ignore[arg-type]  # no flag
+        found = all_answers(models, needles(options.limit, options.seed, Path(scratch), options.part))
+    for name, arrays in found.items():
+        (options.folder / name).mkdir(parents=True, exist_ok=True)
+        np.savez(options.folder / name / f"part-{options.part.number}.npz", **arrays)  # type: ignore[arg-type]  # no flag
 
 
 def read(folder: Path) -> Arrays:
