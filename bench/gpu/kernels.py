@@ -23,6 +23,7 @@ from ...runtime.engines.cuda_graph import CapturedWork
 from ...runtime.engines.cuda_kernels import KernelGpu, Launch
 from ...runtime.engines.cuda_steps import StepKernels
 from ...runtime.engines.device_memory import Block, DeviceBuffer, Pool
+from ...runtime.kernels.arguments import Mail
 from ...runtime.manifest import Manifest, StepForm, StepLayer, StepLinear
 from .ceilings import measure_ceilings
 from .measure import timed
@@ -175,9 +176,13 @@ class Step:
         )
 
     def capture(self, inputs: Tensors, hidden: torch.Tensor) -> CapturedWork:
-        """A step over `inputs` and the caches."""
-        given = {name: buffer(tensor) for name, tensor in (inputs | self.given).items()}
-        return self.kernels.capture(given, buffer(hidden))
+        """A step over `inputs` and the caches, which must be kept, as `hidden` must be."""
+        tokens, positions = hidden.shape[1], inputs["positions"].flatten().tolist()
+        mail = Mail(CONTEXT, inputs["embeddings"].data_ptr(), hidden.data_ptr(), tuple(positions))
+        self.mail = torch.frombuffer(bytearray(mail), dtype=torch.uint8).cuda()
+        torch.cuda.synchronize()
+        caches = {name: buffer(tensor) for name, tensor in self.given.items()}
+        return self.kernels.capture(tokens, self.mail.data_ptr(), caches)
 
 
 def manifest(layers: int, cache: str) -> Manifest:
@@ -205,7 +210,6 @@ def inputs(tokens: int) -> Tensors:
     return {
         "embeddings": torch.randn(1, tokens, SHAPE.hidden, device="cuda").bfloat16(),
         "positions": positions.contiguous().cuda(),
-        "past_length": torch.tensor([CONTEXT], device="cuda"),
     }
 
 

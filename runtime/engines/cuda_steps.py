@@ -26,6 +26,7 @@ from ..kernels.arguments import (
     Attention,
     Begin,
     Finish,
+    Mail,
     Product,
 )
 from ..kernels.nvrtc import Compiled, Nvrtc
@@ -69,24 +70,23 @@ class StepKernels:
         stretches = max(1, gpu.processors() // manifest.model.kv_heads)
         self._space = Space(gpu, pool, manifest, form, self.layers, stretches)
 
-    def capture(self, inputs: Buffers, hidden: DeviceBuffer) -> CapturedWork:
-        """Record a step of as many tokens as the embeddings [1, T, D] are, which reads and writes these very buffers.
+    def capture(self, tokens: int, mail: int, caches: Buffers) -> CapturedWork:
+        """Record a step of so many tokens over these very caches; what else it reads and writes, `Mail` says.
 
-        `inputs` are the decoder's of the contract, `hidden` [1, T, D] is its `hidden_post_norm`. Raises ValueError for
-        a KV cache with room for no multiple of UNIT_KEYS rows, behind which attention would read.
+        `mail` is the address of one on the device. Raises ValueError for a KV cache with room for no multiple of
+        UNIT_KEYS rows, behind which attention would read.
         """
-        capacity = inputs[cache_names(1)[0]].shape[2]
+        capacity = caches[cache_names(1)[0]].shape[2]
         if capacity % UNIT_KEYS:
             raise ValueError(f"a cache of {capacity} rows is no multiple of {UNIT_KEYS}")
-        program = self._programs[inputs["embeddings"].shape[1]]
-        return self._gpu.capture(lambda: self._queue(program, inputs, hidden))
+        program = self._programs[tokens]
+        return self._gpu.capture(lambda: self._queue(program, mail, caches))
 
-    def _queue(self, program: Program, inputs: Buffers, hidden: DeviceBuffer) -> None:
+    def _queue(self, program: Program, mail: int, inputs: Buffers) -> None:
         """The kernels of a step, one behind the other."""
         space = self._space
         begin = Begin(
-            inputs["embeddings"].address,
-            inputs["positions"].address,
+            mail,
             space.frequencies.address,
             space.axes.address,
             space.residual.address,
@@ -96,14 +96,14 @@ class StepKernels:
         names = cache_names(self._model.layers)
         for index, layer in enumerate(self.layers):
             caches = [inputs[name] for name in names[2 * index : 2 * index + 2]]
-            self._queue_layer(program, layer, caches, inputs["past_length"])
-        finish = Finish(space.residual.address, self.norm.address, hidden.address)
+            self._queue_layer(program, layer, caches, mail + Mail.past_length.offset)
+        finish = Finish(space.residual.address, self.norm.address, mail)
         self._gpu.launch(program.finish, Launch((program.tokens, 1, 1), WARP * FINISH_WARPS), finish)
 
-    def _queue_layer(self, program: Program, layer: Layer, caches: list[DeviceBuffer], past: DeviceBuffer) -> None:
+    def _queue_layer(self, program: Program, layer: Layer, caches: list[DeviceBuffer], past_length: int) -> None:
         space = self._space
         cache = {
-            "past_length": past.address,
+            "past_length": past_length,
             "cache": _addresses(*caches),
             "cache_scales": _addresses(*layer.cache_scales),
             "capacity": caches[0].shape[2],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Protocol
 
-from ..engine import Buffer
+from ..engine import Array, Buffer
 from ..errors import ResourceError
 from ..manifest import ITEMSIZES as WEIGHT_SIZES
 from .cuda import DeviceMemoryError
@@ -38,6 +39,22 @@ class Block:
 
     def __init__(self, address: int, size: int) -> None:
         self.address, self.size = address, size
+
+
+class HeldBlock(Block):
+    """A small array that is on the host still; it goes to the device where its address is asked for."""
+
+    def __init__(self, array: Array, send: Callable[[Array], Block]) -> None:
+        self.array, self.size, self._send = array, array.nbytes, send
+
+    @cached_property
+    def _sent(self) -> Block:
+        return self._send(self.array)
+
+    @property
+    def address(self) -> int:  # type: ignore[override]  # a property where Block has an attribute
+        """Where it is on the device."""
+        return self._sent.address
 
 
 @dataclass(frozen=True)

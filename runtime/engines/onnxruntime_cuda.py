@@ -5,6 +5,7 @@ All work is on one stream. What is queued later runs later, whoever queued it.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from .cuda_matrices import one_a_row
 from .cuda_runs import RowBytes, plan_runs
 from .cuda_steps import StepKernels
 from .cuda_vision import VisionSegments
-from .device_memory import DeviceBuffer, Pool, device_buffer, itemsize
+from .device_memory import DeviceBuffer, HeldBlock, Pool, device_buffer, itemsize
 from .ort_cuda_checks import FP8_CAPABILITY, PROVIDER, check_device, check_nodes, check_provider
 from .ort_cuda_graph import OrtCudaGraph
 from .ort_session import check_ports, check_version, first_line
@@ -34,6 +35,8 @@ from .ort_session import check_ports, check_version, first_line
 CudaGraph = OrtCudaGraph | VisionSegments
 Buffers = Mapping[str, DeviceBuffer]
 
+HELD_BYTES = 256
+"""Integers that a step has in its `Mail`: a copy of their own would cost it more time than they do."""
 QUIET = 4  # only "fatal" is logged: failures come back as exceptions, which we word ourselves
 
 
@@ -84,15 +87,23 @@ class OrtCudaEngine:
         return self._pool.buffer(shape, dtype)
 
     def upload(self, array: Array) -> DeviceBuffer:
-        """The array on the device; floats in the activation type."""
+        """The array on the device, a few integers once their address is asked for; floats in the activation type."""
         if array.dtype.kind == "f":
             array = bfloat16.from_float32(array) if self._float == "bfloat16" else array.astype(self.activation)
-            target = self.empty(array.shape)
-        else:
-            target = self.buffer(array.shape, array.dtype.name)
-        array = np.ascontiguousarray(array)
+            return self._send(np.ascontiguousarray(array), self._float)
+        if array.nbytes <= HELD_BYTES:
+            held = HeldBlock(array.copy(), lambda array: self._send(array, array.dtype.name).block)
+            return DeviceBuffer(held, 0, array.shape, array.dtype.name)
+        return self._send(np.ascontiguousarray(array), array.dtype.name)
+
+    def _send(self, array: Array, dtype: str) -> DeviceBuffer:
+        target = self.buffer(array.shape, dtype)
         self._gpu.upload(array.ctypes.data, target.address, array.nbytes)
         return target
+
+    def write(self, target: DeviceBuffer, numbers: ctypes.Structure) -> None:
+        """Put a structure into a buffer on the device."""
+        self._gpu.upload(ctypes.addressof(numbers), target.address, ctypes.sizeof(numbers))
 
     def download(self, buffer: Buffer) -> Array:
         """The buffer on the host; floats as float32."""

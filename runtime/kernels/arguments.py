@@ -17,18 +17,27 @@ INNER_STEP = 64.0
 ADDRESS, PAIR = c_uint64, c_uint64 * 2
 
 
+class Mail(ctypes.Structure):
+    """What is another at each step: numbers, and where embeddings are and the hidden state goes."""
+
+    _fields_ = (
+        ("past_length", c_int64),
+        ("embeddings", ADDRESS),
+        ("hidden_post_norm", ADDRESS),
+        ("positions", c_int64 * 24),
+    )
+
+
 class Begin(ctypes.Structure):
     """Embeddings to residual, positions to angles."""
 
-    _fields_ = tuple(
-        (name, ADDRESS) for name in ("embeddings", "positions", "frequencies", "axes", "residual", "turns")
-    )
+    _fields_ = tuple((name, ADDRESS) for name in ("mail", "frequencies", "axes", "residual", "turns"))
 
 
 class Finish(ctypes.Structure):
     """The final norm."""
 
-    _fields_ = tuple((name, ADDRESS) for name in ("residual", "norm", "hidden_post_norm"))
+    _fields_ = tuple((name, ADDRESS) for name in ("residual", "norm", "mail"))
 
 
 class Product(ctypes.Structure):

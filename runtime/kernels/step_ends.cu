@@ -1,8 +1,15 @@
 // The first and the last kernel of a step, and the norm that others begin with.
 
-struct Begin {
+// What is another at each step, at one place on the device, which is written before it.
+struct Mail {
+    i64 past_length;            // read by all kernels before the first is done
     const u16* embeddings;      // [TOKENS, HIDDEN]
-    const i64* positions;       // [3, TOKENS]
+    u16* hidden_post_norm;      // [TOKENS, HIDDEN]
+    i64 positions[24];          // [3, TOKENS]
+};
+
+struct Begin {
+    const Mail* mail;
     const float* frequencies;   // [PAIRS]
     const int* axes;            // [PAIRS]: which of the three positions turns a pair
     float* residual;            // [TOKENS, HIDDEN]
@@ -11,10 +18,11 @@ struct Begin {
 
 extern "C" __global__ void begin(Begin a) {
     start_next();
+    const u16* embeddings = a.mail->embeddings;
     int at = blockIdx.x * blockDim.x + threadIdx.x, all = gridDim.x * blockDim.x;
-    for (int i = at; i < TOKENS * HIDDEN; i += all) a.residual[i] = wide<STORED>(a.embeddings[i]);
+    for (int i = at; i < TOKENS * HIDDEN; i += all) a.residual[i] = wide<STORED>(embeddings[i]);
     for (int i = at; i < TOKENS * PAIRS; i += all) {
-        float angle = (float)a.positions[a.axes[i % PAIRS] * TOKENS + i / PAIRS] * a.frequencies[i % PAIRS];
+        float angle = (float)a.mail->positions[a.axes[i % PAIRS] * TOKENS + i / PAIRS] * a.frequencies[i % PAIRS];
         float2 turn;
         sincosf(angle, &turn.y, &turn.x);
         a.turns[i] = turn;
@@ -44,7 +52,7 @@ __device__ __forceinline__ void normed(const float (&squares)[ROWS], float* scra
 struct Finish {
     const float* residual;      // [TOKENS, HIDDEN]
     const u16* norm;            // [HIDDEN]
-    u16* hidden_post_norm;      // [TOKENS, HIDDEN]
+    const Mail* mail;
 };
 
 constexpr int FINISH_WARPS = 16;  // a block, which has one token
@@ -53,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(FINISH_WARPS * 32) finish(Finish a)
     constexpr int FOURS = HIDDEN / 4, EACH = (FOURS + FINISH_WARPS * 32 - 1) / (FINISH_WARPS * 32);
     __shared__ float scratch[FINISH_WARPS];
     const float4* residual = (const float4*)(a.residual + blockIdx.x * HIDDEN);
-    uint2* out = (uint2*)(a.hidden_post_norm + blockIdx.x * HIDDEN);
+    uint2* out = (uint2*)(a.mail->hidden_post_norm + blockIdx.x * HIDDEN);
     float4 x[EACH];
     uint2 weight[EACH];
 #pragma unroll

@@ -13,6 +13,7 @@ from reflectrt.runtime.engines.cuda_steps import StepKernels
 from reflectrt.runtime.engines.device_memory import DeviceBuffer
 from reflectrt.runtime.engines.step_blocks import MAX_TOKENS
 from reflectrt.runtime.errors import BundleError
+from reflectrt.runtime.kernels.arguments import Mail
 from reflectrt.runtime.manifest import StepForm, StepLayer, StepLinear
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, CAPACITY = 2, 256, 4, 2, 64, 512, 1024
@@ -48,15 +49,12 @@ def steps(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, form: StepForm, found: 
 FORM = StepForm(HEADS, 1e-6, 1e6, (8, 12, 12), tuple(layer(index) for index in range(LAYERS)), "norm")
 
 
-def inputs(gpu: FakeGpu, tokens: int) -> dict[str, DeviceBuffer]:
+MAIL = 4096
+
+
+def caches(gpu: FakeGpu) -> dict[str, DeviceBuffer]:
     cache = (1, KV_HEADS, CAPACITY, HEAD_DIM)
-    caches = {f"{kind}_cache.{index}": gpu.buffer(cache) for index in range(LAYERS) for kind in ("key", "value")}
-    return {
-        "embeddings": gpu.buffer((1, tokens, HIDDEN)),
-        "positions": gpu.buffer((3, tokens), "int64"),
-        "past_length": gpu.buffer((1,), "int64"),
-        **caches,
-    }
+    return {f"{kind}_cache.{index}": gpu.buffer(cache) for index in range(LAYERS) for kind in ("key", "value")}
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
@@ -65,17 +63,17 @@ def test_a_step_is_five_kernels_a_layer_over_its_own_weights_and_cache(
 ) -> None:
     gpu = FakeGpu()
     found = weights(gpu)
-    given, hidden = inputs(gpu, tokens), gpu.buffer((1, tokens, HIDDEN))
-    steps(gpu, monkeypatch, FORM, found).capture(given, hidden)
+    given = caches(gpu)
+    steps(gpu, monkeypatch, FORM, found).capture(tokens, MAIL, given)
     assert [name for name, _, _ in gpu.launched] == ["begin", *A_LAYER * LAYERS, "finish"]
     arguments = [arguments for _, _, arguments in gpu.launched]
-    assert arguments[0].embeddings == given["embeddings"].address
-    assert arguments[-1].hidden_post_norm == hidden.address
+    assert arguments[0].mail == arguments[-1].mail == MAIL
     for index in range(LAYERS):
         qkv, attention, output, gate_up, down = arguments[1 + 5 * index : 6 + 5 * index]
         assert qkv.weight[0] == found[f"{index}.qkv"].address and qkv.bias == found[f"{index}.b"].address
-        caches = [given[f"{kind}_cache.{index}"].address for kind in ("key", "value")]
-        assert list(qkv.cache) == list(attention.cache) == caches
+        cache = [given[f"{kind}_cache.{index}"].address for kind in ("key", "value")]
+        assert list(qkv.cache) == list(attention.cache) == cache
+        assert qkv.past_length == attention.past_length == MAIL + Mail.past_length.offset
         assert qkv.capacity == attention.capacity == CAPACITY
         assert list(gate_up.weight) == [found[f"{index}.{name}"].address for name in ("gate", "up")]
         assert (output.inputs, down.inputs) == (HEADS * HEAD_DIM, INNER)
@@ -84,7 +82,7 @@ def test_a_step_is_five_kernels_a_layer_over_its_own_weights_and_cache(
 
 def test_every_row_has_a_block_and_long_caches_one_for_each_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu()
-    steps(gpu, monkeypatch, FORM, weights(gpu)).capture(inputs(gpu, 1), gpu.buffer((1, 1, HIDDEN)))
+    steps(gpu, monkeypatch, FORM, weights(gpu)).capture(1, MAIL, caches(gpu))
     products = [(how, arguments) for name, how, arguments in gpu.launched if name.startswith("product")][:4]
     pairs = [arguments.pairs for _, arguments in products]
     assert pairs == [(HEADS + 2 * KV_HEADS) * HEAD_DIM // 2, HIDDEN // 2, INNER, HIDDEN // 2]
@@ -96,15 +94,15 @@ def test_every_row_has_a_block_and_long_caches_one_for_each_processor(monkeypatc
 
 def test_a_cache_that_attention_would_read_past_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu()
-    odd = inputs(gpu, 1) | {"key_cache.0": gpu.buffer((1, KV_HEADS, CAPACITY + 8, HEAD_DIM))}
+    odd = caches(gpu) | {"key_cache.0": gpu.buffer((1, KV_HEADS, CAPACITY + 8, HEAD_DIM))}
     with pytest.raises(ValueError, match="1032 rows is no multiple of 16"):
-        steps(gpu, monkeypatch, FORM, weights(gpu)).capture(odd, gpu.buffer((1, 1, HIDDEN)))
+        steps(gpu, monkeypatch, FORM, weights(gpu)).capture(1, MAIL, odd)
     assert not gpu.launched
 
 
 def test_only_the_first_kernel_waits_for_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu()
-    steps(gpu, monkeypatch, FORM, weights(gpu)).capture(inputs(gpu, 1), gpu.buffer((1, 1, HIDDEN)))
+    steps(gpu, monkeypatch, FORM, weights(gpu)).capture(1, MAIL, caches(gpu))
     assert [how.early for _, how, _ in gpu.launched] == [False] + [True] * (5 * LAYERS + 1)
 
 
@@ -126,7 +124,7 @@ def test_eight_bits_with_one_scale_a_row_are_scaled_once_a_row(monkeypatch: pyte
     gpu, rows = FakeGpu(), (HEADS + 2 * KV_HEADS) * HEAD_DIM
     quantized = {"0.qkv": gpu.buffer((rows, 2, 128), "uint8"), "0.qkv.scales": gpu.buffer((rows, 1))}
     form = replace(FORM, layers=(layer(0, "qkv"), layer(1)))
-    steps(gpu, monkeypatch, form, weights(gpu) | quantized).capture(inputs(gpu, 1), gpu.buffer((1, 1, HIDDEN)))
+    steps(gpu, monkeypatch, form, weights(gpu) | quantized).capture(1, MAIL, caches(gpu))
     assert gpu.launched[1][0] == "product<1, 1, 0>"
 
 
@@ -142,7 +140,7 @@ def test_quantized_matrices_have_kernels_of_their_own(monkeypatch: pytest.Monkey
         "0.down.scales": gpu.buffer((HIDDEN, INNER // 32)),
     }
     form = replace(FORM, layers=(layer(0, "qkv o down"), layer(1)))
-    steps(gpu, monkeypatch, form, found).capture(inputs(gpu, 1), gpu.buffer((1, 1, HIDDEN)))
+    steps(gpu, monkeypatch, form, found).capture(1, MAIL, caches(gpu))
     names = [name for name, _, _ in gpu.launched[1:6]]
     assert names == ["product<1, 2, 0>", "attention", "product<2, 1, 1>", "product<0, 0, 2>", "product<3, 3, 1>"]
     qkv, attention, output, gate_up, down = (arguments for _, _, arguments in gpu.launched[1:6])

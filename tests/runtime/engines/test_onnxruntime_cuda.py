@@ -1,3 +1,4 @@
+import ctypes
 from typing import Any
 
 import ml_dtypes
@@ -5,8 +6,9 @@ import numpy as np
 import pytest
 from reflectrt.runtime.engines import cuda_decoder as cuda
 from reflectrt.runtime.engines import ort_cuda_graph as graphs
-from reflectrt.runtime.engines.device_memory import Block, DeviceBuffer, itemsize
+from reflectrt.runtime.engines.device_memory import Block, DeviceBuffer, HeldBlock, itemsize
 from reflectrt.runtime.errors import ResourceError
+from reflectrt.runtime.kernels.arguments import Mail
 
 NO_GRAPH = -1
 
@@ -50,6 +52,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.next = 1000
         self.moves: list[tuple[int, int]] = []
+        self.written: list[tuple[int, Mail]] = []
 
     def buffer(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
         self.next += 1000
@@ -58,6 +61,13 @@ class FakeEngine:
     def move(self, source: DeviceBuffer, target: DeviceBuffer) -> None:
         assert source.nbytes == target.nbytes
         self.moves.append((source.address, target.address))
+
+    def write(self, target: DeviceBuffer, numbers: Mail) -> None:
+        assert target.nbytes == ctypes.sizeof(numbers)
+        self.written.append((target.address, numbers))
+
+    def download(self, buffer: DeviceBuffer) -> Any:
+        return np.zeros(buffer.shape, np.int64)
 
 
 def decoder() -> tuple[cuda.OrtCudaDecoder, FakeSession, FakeEngine]:
@@ -111,9 +121,8 @@ class FakeKernels:
         self.captured: list[dict[str, int]] = []
         self.replays = 0
 
-    def capture(self, inputs: dict[str, DeviceBuffer], hidden: DeviceBuffer) -> "FakeKernels":
-        addresses = {name: buffer.address for name, buffer in inputs.items()}
-        self.captured.append({**addresses, "hidden_post_norm": hidden.address})
+    def capture(self, tokens: int, mail: int, caches: dict[str, DeviceBuffer]) -> "FakeKernels":
+        self.captured.append({"tokens": tokens, "mail": mail} | {name: cache.address for name, cache in caches.items()})
         return self
 
     def replay(self) -> None:
@@ -134,18 +143,42 @@ def test_a_run_takes_the_form_of_its_length() -> None:
     assert kernels.captured[0]["key_cache.0"] == caches["key_cache.0"].address
 
 
-def test_our_own_steps_read_and_write_fixed_buffers() -> None:
+def test_our_own_steps_find_what_changes_in_their_mail() -> None:
+    """Numbers that are on the host still go in it, and nowhere else."""
     engine, kernels = FakeEngine(), FakeKernels()
     graph = cuda.OrtCudaDecoder(FakeSession(), engine, {}, None, kernels)  # type: ignore[arg-type]
-    inputs, outputs = buffers(engine, 1, kv(engine))
-    graph.run(inputs, outputs)
-    (fixed,) = kernels.captured
-    assert engine.moves == [
-        (inputs["embeddings"].address, fixed["embeddings"]),
-        (inputs["positions"].address, fixed["positions"]),
-        (inputs["past_length"].address, fixed["past_length"]),
-        (fixed["hidden_post_norm"], outputs["hidden_post_norm"].address),
-    ]
+    caches = kv(engine)
+    for past in (41, 43):
+        inputs, outputs = buffers(engine, 2, caches)
+        inputs["past_length"] = held([past])
+        inputs["positions"] = held([[7, 8], [5, 5], [9, past]])
+        graph.run(inputs, outputs)
+        place, mail = engine.written[-1]
+        assert (place, mail.past_length) == (kernels.captured[0]["mail"], past)
+        assert mail.embeddings == inputs["embeddings"].address
+        assert mail.hidden_post_norm == outputs["hidden_post_norm"].address
+        assert list(mail.positions)[:6] == [7, 8, 5, 5, 9, past]
+    assert (len(kernels.captured), kernels.replays, engine.moves) == (1, 2, [])
+
+
+def held(numbers: list[Any]) -> DeviceBuffer:
+    """Integers that must not be sent to the device."""
+    array = np.array(numbers, dtype=np.int64)
+    return DeviceBuffer(HeldBlock(array, lambda _: pytest.fail("sent")), 0, array.shape, "int64")  # type: ignore[arg-type]
+
+
+def test_what_is_held_is_sent_once_when_its_address_is_asked_for() -> None:
+    sent: list[Any] = []
+
+    def send(array: Any) -> Block:
+        sent.append(array)
+        return Block(4096, array.nbytes)
+
+    block = HeldBlock(np.arange(3), send)
+    buffer = DeviceBuffer(block, 0, (3,), "int64")
+    assert (buffer.nbytes, sent) == (24, [])
+    assert buffer.address == buffer.address == 4096
+    assert len(sent) == 1
 
 
 def test_a_step_replays_one_graph_whose_addresses_never_change() -> None:

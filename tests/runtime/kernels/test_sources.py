@@ -1,5 +1,6 @@
 """The kernels compile for every GPU that runs them, and their arguments are the ones that Python passes."""
 
+import ctypes
 import re
 
 import pytest
@@ -18,7 +19,7 @@ SMALL = {"TOKENS": 5, "HIDDEN": 256, "HEADS": 4, "KV_HEADS": 2, "HEAD_DIM": 64, 
 @pytest.mark.parametrize(
     ("file", "structure"),
     [
-        *(("step.cu", name) for name in ("Begin", "Finish", "Product", "Attention")),
+        *(("step.cu", name) for name in ("Mail", "Begin", "Finish", "Product", "Attention")),
         *(("mlp.cu", name) for name in ("Round", "Inner", "Norm")),
         ("segments.cu", "Segments"),
     ],
@@ -27,7 +28,7 @@ def test_arguments_are_the_source_s_field_by_field(file: str, structure: str) ->
     body = re.search(rf"struct {structure} {{(.*?)\n}};", SOURCES[file], re.DOTALL)
     assert body is not None
     lines = [line.split("//")[0] for line in body[1].splitlines()]
-    names = [name for line in lines for name in re.findall(r"(\w+)(?:\[2\])?(?=[,;])", line)]
+    names = [name for line in lines for name in re.findall(r"(\w+)(?:\[\d+\])?(?=[,;])", line)]
     assert [name for name, _ in getattr(arguments, structure)._fields_] == names
 
 
@@ -36,6 +37,11 @@ def test_numbers_that_stand_for_kinds_are_the_source_s() -> None:
         for name in names:
             assert f"{name} = {getattr(arguments, name)}" in SOURCES["step.cu"]
     assert f"INNER_STEP = {arguments.INNER_STEP:.0f}.f" in SOURCES["step.cu"]
+
+
+def test_a_mail_has_room_for_the_longest_step() -> None:
+    assert f"i64 positions[{3 * step_blocks.MAX_TOKENS}];" in SOURCES["step.cu"]
+    assert ctypes.sizeof(dict(arguments.Mail._fields_)["positions"]) == 8 * 3 * step_blocks.MAX_TOKENS
 
 
 def test_blocks_are_cut_as_the_source_has_them() -> None:
