@@ -175,9 +175,9 @@ class StepLayer:
     cache_scales: tuple[str, ...]
     """Of keys and of values [1, kv_heads, 1, head_dim], where the KV cache is quantized; otherwise none."""
 
-    def linears(self) -> tuple[StepLinear, ...]:
-        """Its matrices."""
-        return self.qkv, self.output, self.gate, self.up, self.down
+    def products(self) -> tuple[tuple[StepLinear, ...], ...]:
+        """Its matrices; those of one product, which must be alike, side by side."""
+        return (self.qkv,), (self.output,), (self.gate, self.up), (self.down,)
 
     def attention_names(self) -> tuple[str, ...]:
         """Of its attention, and of the norm behind that."""

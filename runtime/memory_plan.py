@@ -19,6 +19,8 @@ from .plans import AxisRange, EnginePlan
 FLOAT_BYTES = 2
 """TensorRT's activations are float16 or bfloat16."""
 
+LOGIT_BYTES = 4
+
 STREAMING_SLACK = 512 * 2**20
 """An assumption, for nothing was streamed yet: the largest projection of the 7B model takes 136 MB in 16 bits."""
 
@@ -52,7 +54,7 @@ def plan_memory(model: ModelFacts, weights: int, scratch: int, work: Work) -> Me
     sizes = model.sizes()
     merged = -(-work.patches // model.merge**2)
     hidden_rows = 2 * work.chunk_tokens + merged  # a chunk's embeddings and hidden states; a vision run's embeddings
-    buffers = work.patches * sizes.patch_values + FLOAT_BYTES * (hidden_rows * model.hidden + model.vocab)
+    buffers = work.patches * sizes.patch_values + FLOAT_BYTES * hidden_rows * model.hidden + LOGIT_BYTES * model.vocab
     return MemoryPlan(weights, scratch, cache_bytes(model, work.capacity, FLOAT_BYTES), buffers)
 
 

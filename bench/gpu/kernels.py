@@ -109,6 +109,7 @@ class Step:
         self.kind, self.cache, self.layers = kind, cache, layers
         self.meant: Tensors = {}
         self.stored: Tensors = {}
+        self.mails: list[torch.Tensor] = []
         for index in range(layers):
             self._draw_layer(index, keep)
         self.stored["norm"] = norm_weight()
@@ -179,10 +180,10 @@ class Step:
         """A step over `inputs` and the caches, which must be kept, as `hidden` must be."""
         tokens, positions = hidden.shape[1], inputs["positions"].flatten().tolist()
         mail = Mail(CONTEXT, inputs["embeddings"].data_ptr(), hidden.data_ptr(), tuple(positions))
-        self.mail = torch.frombuffer(bytearray(mail), dtype=torch.uint8).cuda()
+        self.mails.append(torch.frombuffer(bytearray(mail), dtype=torch.uint8).cuda())
         torch.cuda.synchronize()
         caches = {name: buffer(tensor) for name, tensor in self.given.items()}
-        return self.kernels.capture(tokens, self.mail.data_ptr(), caches)
+        return self.kernels.capture(tokens, self.mails[-1].data_ptr(), caches)
 
 
 def manifest(layers: int, cache: str) -> Manifest:

@@ -116,7 +116,9 @@ def all_answers(models: Mapping[str, Model], asked: Iterable[Asked]) -> dict[str
     for item in asked:
         for name, model in models.items():
             rows[name].append(_answer(model, item))
-    return {name: {key: np.array([row[key] for row in found]) for key in found[0]} for name, found in rows.items()}
+    return {
+        name: {key: np.array([row[key] for row in found]) for key in found[0]} for name, found in rows.items() if found
+    }
 
 
 def _answer(model: Model, item: Asked) -> dict[str, Any]:

@@ -84,7 +84,12 @@ class Cut:
 
 
 def cut_at_attention(model: ir.Model) -> Segments | None:
-    """A portable vision graph, which is used up, in segments; None where the attention kernel cannot run it."""
+    """A portable vision graph, which is used up, in segments; None where the attention kernel cannot run it.
+
+    Raises ValueError for quantized weights, which this target has none of in vision (`quantize/plain.py`).
+    """
+    if any(node.op_type == "DequantizeLinear" for node in model.graph):
+        raise ValueError("the vision encoder is quantized, which the CUDA target does not run")
     attentions = [node for node in model.graph if node.op_type == "Attention"]
     query = attentions[0].inputs[0]
     if query is None or query.shape is None or query.dtype not in ACTIVATIONS or len(attentions) < 2:

@@ -74,14 +74,22 @@ def eight_bits_for_float_inputs(recipe: Recipe) -> Recipe:
     """The recipe for a target that rounds activations of the decoder's MLPs alone, and encodes vision in floats.
 
     Of fp8 weights whose inputs stay floats only the rounding is left, of 3 bits: there 8-bit integers with a scale a
-    row take as much room and are eight times nearer. Vision stays as in the checkpoint.
+    row take as much room and are eight times nearer. Vision stays as in the checkpoint. What was folded to spare inputs
+    that are not rounded now is not.
     """
     graphs = {
         name: GraphRecipe({weight: _eight_bits(weight, linear) for weight, linear in graph.linears.items()})
         for name, graph in recipe.graphs.items()
         if name != contract.VISION
     }
-    return replace(recipe, graphs=graphs)
+    as_before = {
+        weight
+        for name, graph in graphs.items()
+        for weight, linear in graph.linears.items()
+        if linear == recipe.graphs[name].linears[weight]
+    }
+    folds = tuple(fold for fold in recipe.folds if as_before.intersection(fold.readers))
+    return replace(recipe, graphs=graphs, folds=folds)
 
 
 def _eight_bits(weight: str, linear: LinearRecipe) -> LinearRecipe:

@@ -24,6 +24,7 @@ from ...runtime.errors import ExportError, NumericError
 from ..recipe import LinearRecipe
 from .lazy import Array, add_initializer, data
 from .linears import Linear
+from .rounding import as_stored
 
 CHANNELS_AT_ONCE = 4096
 """Of a large vocabulary: working on all of it at once would take several copies of the largest matrix."""
@@ -126,7 +127,7 @@ def _weight(graph: ir.Graph, linear: Linear, kind: NumberType) -> ir.Value:
     channels = shape[1 - rows]
 
     def scale(numbers: Array) -> Array:
-        return kind.scale(numbers, rows).astype(dtype.numpy())
+        return as_stored(kind.scale(numbers, rows), dtype.numpy())
 
     def quantized() -> Array:  # by the scale as it is stored: bfloat16 shortens it by up to 0.2 %
         numbers = data(weight)

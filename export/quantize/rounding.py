@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from .lazy import Array
@@ -52,6 +53,13 @@ def blocks_of(weight: Array, block: int) -> Array:
     short = -inputs % size
     padded = np.pad(weight, ((0, 0), (0, short))) if short else weight
     return padded.reshape(outputs, -1, size)
+
+
+def as_stored(scales: Array, dtype: np.dtype[np.generic]) -> Array:
+    """Scales in the type that they are stored in; one that its range would make 0 is its smallest number."""
+    stored = scales.astype(dtype)
+    least = ml_dtypes.finfo(dtype).smallest_subnormal  # type: ignore[no-untyped-call]
+    return np.where(stored == 0, least, stored).astype(dtype)
 
 
 def fit_scales(weight: Array, bits: int, block: int, importance: Array | None = None) -> Array:

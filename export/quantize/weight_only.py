@@ -24,7 +24,7 @@ from ..recipe import LinearRecipe
 from .lazy import Array, add_initializer, data
 from .linears import Linear
 from .qdq import WHOLE_RANGE_INT8
-from .rounding import fit_scales, round_weight
+from .rounding import as_stored, fit_scales, round_weight
 
 BITS = {"int8-weights": 8, "int4-weights": 4}
 DTYPES = {8: ir.DataType.INT8, 4: ir.DataType.INT4}
@@ -49,7 +49,7 @@ class RoundedWeight:
             raise NumericError(f"{self.weight.name} has NaN or infinity; check the checkpoint")
         whole = self.bits == 8 and not self.block
         scales = WHOLE_RANGE_INT8.scale(rows, 1)[:, None] if whole else fit_scales(rows, self.bits, self.block)
-        return scales.astype(self.dtype).astype(np.float32)
+        return as_stored(scales, self.dtype).astype(np.float32)
 
     def numbers(self) -> Array:
         """Integers in the weight's own layout."""

@@ -104,9 +104,11 @@ class CopiedStep:
 
 
 def _numbers(memory: Memory, buffer: Buffer) -> Array:
-    """A buffer's integers, which are on the host still where they have just been made."""
-    block = device_buffer(buffer).block
-    return block.array if isinstance(block, HeldBlock) else memory.download(buffer)
+    """A buffer's integers, which are on the host still where they have just been made; else the GPU is waited for."""
+    found, block = device_buffer(buffer), device_buffer(buffer).block
+    if isinstance(block, HeldBlock) and (found.offset, found.shape) == (0, block.array.shape):
+        return block.array
+    return memory.download(buffer)
 
 
 class OrtCudaDecoder(OrtCudaGraph):

@@ -108,8 +108,10 @@ def layer_weights(names: StepLayer, weights: Mapping[str, DeviceBuffer], model: 
 
 def one_a_row(scales: Array) -> Array | None:
     """Scales [rows, 1], on the host, of such [rows, blocks] that are the same all along each row; None for others."""
+    if scales.ndim != 2 or scales.shape[1] < 2 or (scales[0] != scales[0, 0]).any():
+        return None  # as a look at the first row shows of nearly all others
     column = scales[:, :1]
-    return np.ascontiguousarray(column) if scales.shape[1] > 1 and (scales == column).all() else None
+    return np.ascontiguousarray(column) if (scales == column).all() else None
 
 
 def weight_named(weights: Mapping[str, DeviceBuffer], name: str) -> DeviceBuffer:

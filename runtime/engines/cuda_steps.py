@@ -82,7 +82,7 @@ class StepKernels:
         program = self._programs[tokens]
         return self._gpu.capture(lambda: self._queue(program, mail, caches))
 
-    def _queue(self, program: Program, mail: int, inputs: Buffers) -> None:
+    def _queue(self, program: Program, mail: int, buffers: Buffers) -> None:
         """The kernels of a step, one behind the other."""
         space = self._space
         begin = Begin(
@@ -95,7 +95,7 @@ class StepKernels:
         self._gpu.launch(program.begin, Launch((64, 1, 1), 256, early=False), begin)
         names = cache_names(self._model.layers)
         for index, layer in enumerate(self.layers):
-            caches = [inputs[name] for name in names[2 * index : 2 * index + 2]]
+            caches = [buffers[name] for name in names[2 * index : 2 * index + 2]]
             self._queue_layer(program, layer, caches, mail + Mail.past_length.offset)
         finish = Finish(space.residual.address, self.norm.address, mail)
         self._gpu.launch(program.finish, Launch((program.tokens, 1, 1), WARP * FINISH_WARPS), finish)

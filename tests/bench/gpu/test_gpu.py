@@ -135,6 +135,20 @@ def test_scales_of_a_cache_are_not_drawn() -> None:
     assert draw(scale, "cpu").unique().tolist() == pytest.approx([5 / 127])
 
 
+def test_all_models_are_asked_about_a_medium_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def answer(model: Any, item: Any) -> dict[str, Any]:
+        asked.append((model, item))
+        return {"numbers": item, "scores": [model, item]}
+
+    monkeypatch.setattr(parity, "_answer", answer)
+    found = parity.all_answers({"a": 1, "b": 2}, [7, 8])  # type: ignore[dict-item,list-item]  # nothing is run
+    assert asked == [(1, 7), (2, 7), (1, 8), (2, 8)]
+    assert found["b"]["scores"].tolist() == [[2, 7], [2, 8]] and found["a"]["numbers"].tolist() == [7, 8]
+    assert parity.all_answers({"a": 1}, []) == {}  # type: ignore[dict-item]  # a part without questions
+
+
 def test_agreement_tells_ties_from_differences() -> None:
     reflection = np.random.default_rng(0).normal(size=(3, 2, 8))
     wanted = {

@@ -177,9 +177,10 @@ def test_every_operator_of_every_bundle_has_a_rule(exports, name, target):
         model = ir.load(exports.portable(name, source, dtype))
         static = precision in ("int8", "fp8")
         recipe = uniform(checkpoint, precision) if static else default_recipe(checkpoint, precision)
+        made = targets.TARGETS[target]
         if recipe:
-            quantize(model, recipe, name)
-        forms = lower_forms(model, name, targets.TARGETS[target], checkpoint.text)
+            quantize(model, made.adapt(recipe), name)
+        forms = lower_forms(model, name, made, checkpoint.text)
         for form in (forms.short, forms.long):
             assert form is None or {node.op_type for node in form.graph} - set(RULES) == set(), precision
 

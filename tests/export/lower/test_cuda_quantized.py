@@ -14,6 +14,7 @@ from reflectrt.export.lower import cuda, cuda_quantized
 from reflectrt.export.lower.quantized_linears import find_quantized_linears
 from reflectrt.export.quantize.apply import quantize
 from reflectrt.export.quantize.plain import default_recipe
+from reflectrt.export.recipe import Fold
 from reflectrt.export.targets import TARGETS
 
 LAYERS = 2
@@ -101,6 +102,29 @@ def test_fp8_is_left_to_matrices_whose_inputs_are_rounded(exports: Exports) -> N
     }
     assert schemes["lm_head.weight"] == "int8-weights"
     assert all(linear.input_scale is None for linear in recipe.graphs["head"].linears.values())
+
+
+def test_what_was_folded_for_inputs_that_stay_floats_is_not(exports: Exports) -> None:
+    prefix = "model.language_model.layers.0"
+    kept, dropped = (
+        Fold(
+            f"{prefix}.{norm}.weight", 0, tuple(f"{prefix}.{name}_proj.weight" for name in readers), 64, 1, (2.0,) * 64
+        )
+        for norm, readers in (
+            ("post_attention_layernorm", ("mlp.gate", "mlp.up")),
+            ("input_layernorm", ("self_attn.q", "self_attn.k", "self_attn.v")),
+        )
+    )
+    recipe = uniform(Checkpoint.open(exports.checkpoint()), "fp8", folds=(kept, dropped))
+    assert TARGETS["cuda"].adapt(recipe).folds == (kept,)
+    assert TARGETS["cpu"].adapt(recipe) == recipe
+
+
+@pytest.mark.parametrize("precision", ["int8-weights", "int4"])
+def test_a_tied_head_and_table_are_stored_once(exports: Exports, tmp_path: Path, precision: str) -> None:
+    checkpoint = Checkpoint.open(exports.checkpoint("grouped-3-tied"))
+    manifest = export_bundle(checkpoint, tmp_path / "bundle", ExportPlan("cuda", precision), Silence())
+    assert "embed.onnx.data" in manifest.files and "head.onnx.data" not in manifest.files
 
 
 def fp8(exports: Exports, graph: str) -> ir.Model:

@@ -16,6 +16,9 @@ from reflectrt.export.checkpoint import Checkpoint
 from reflectrt.export.lower import cuda
 from reflectrt.export.lower.cuda_scratch import row_bytes
 from reflectrt.export.lower.cuda_segments import Segments, cut_at_attention, segments
+from reflectrt.export.quantize.apply import quantize
+from reflectrt.export.quantize.plain import default_recipe
+from reflectrt.export.targets import TARGETS
 from reflectrt.runtime import manifest as manifests
 from reflectrt.runtime.bundle import open_bundle
 from reflectrt.runtime.contract import Signature, vision_segments
@@ -105,6 +108,15 @@ def test_segments_and_attention_give_the_portable_graph_s_numbers(exports: Expor
         inputs = grid_inputs(*size)
         wanted = run(portable, inputs)["embeddings"]
         np.testing.assert_allclose(encode(parts, inputs), wanted, atol=5e-5)
+
+
+def test_a_quantized_vision_encoder_is_refused(exports: Exports) -> None:
+    recipe = default_recipe(Checkpoint.open(exports.checkpoint()), "int8-weights")
+    assert recipe is not None
+    model = ir.load(exports.portable("vision", dtype="bfloat16"))
+    quantize(model, recipe, "vision", TARGETS["cuda"].numbers)
+    with pytest.raises(ValueError, match="is quantized, which the CUDA target does not run"):
+        cut_at_attention(model)
 
 
 def counts(model: ir.Model) -> Counter[str]:

@@ -1,6 +1,7 @@
+import ml_dtypes
 import numpy as np
 import pytest
-from reflectrt.export.quantize.rounding import Grid, blocks_of, fit_scales, round_weight
+from reflectrt.export.quantize.rounding import Grid, as_stored, blocks_of, fit_scales, round_weight
 
 RANDOM = np.random.default_rng(0)
 SHAPES = [(64, 256), (3, 100)]  # the second does not divide into blocks
@@ -51,3 +52,12 @@ def test_zeros_stay_zeros_and_scales_positive() -> None:
     weight = np.zeros((2, 64), np.float32)
     scales = fit_scales(weight, 4, 32)
     assert (scales > 0).all() and not round_weight(weight, scales, 4, 32).any()
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)])
+def test_a_scale_that_its_type_cannot_hold_is_the_least_it_can(dtype: np.dtype[np.generic]) -> None:
+    """Rows of a head that was padded are nearly zero, and float16 ends at 6e-8; by 0 they would be no numbers."""
+    scales = np.array([1e-9, 3e-5, 1.0], np.float32)
+    stored = as_stored(scales, dtype)
+    assert stored.dtype == dtype and (stored > 0).all()
+    assert stored[1:].astype(float) == pytest.approx(scales[1:], rel=0.01)

@@ -121,6 +121,7 @@ def test_eight_bits_with_one_scale_a_row_are_scaled_once_a_row(monkeypatch: pyte
     assert column is not None and column.tolist() == [[1], [2], [3], [4], [5], [6]]
     assert one_a_row(repeated + np.eye(6, 4, dtype=np.uint16)) is None
     assert one_a_row(column) is None  # it is that already
+    assert one_a_row(repeated[0]) is None
     gpu, rows = FakeGpu(), (HEADS + 2 * KV_HEADS) * HEAD_DIM
     quantized = {"0.qkv": gpu.buffer((rows, 2, 128), "uint8"), "0.qkv.scales": gpu.buffer((rows, 1))}
     form = replace(FORM, layers=(layer(0, "qkv"), layer(1)))

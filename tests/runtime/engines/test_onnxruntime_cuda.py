@@ -1,14 +1,19 @@
 import ctypes
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from reflectrt.runtime.engines import bfloat16
 from reflectrt.runtime.engines import cuda_decoder as cuda
 from reflectrt.runtime.engines import ort_cuda_graph as graphs
 from reflectrt.runtime.engines.device_memory import Block, DeviceBuffer, HeldBlock, itemsize
+from reflectrt.runtime.engines.onnxruntime_cuda import OrtCudaEngine
 from reflectrt.runtime.errors import ResourceError
 from reflectrt.runtime.kernels.arguments import Mail
+from reflectrt.runtime.manifest import StepLayer, StepLinear, StoredWeight
 
 NO_GRAPH = -1
 
@@ -226,3 +231,71 @@ def test_element_sizes_are_those_of_the_types_that_are_bound() -> None:
     for name in graphs.ONNX_TYPES:
         known = ml_dtypes.float8_e4m3fn if name == "float8e4m3fn" else getattr(ml_dtypes, name, name)
         assert itemsize(name) == np.dtype(known).itemsize
+
+
+class FakeGpu:
+    """Remembers what was uploaded."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.cleared: list[int] = []
+
+    def upload(self, host: int, device: int, size: int) -> None:
+        assert device
+        self.sent.append(ctypes.string_at(host, size))
+
+    def clear(self, device: int, size: int) -> None:
+        assert device
+        self.cleared.append(size)
+
+
+class FakePool:
+    """Blocks that are nowhere."""
+
+    def buffer(self, shape: tuple[int, ...], dtype: str) -> DeviceBuffer:
+        return DeviceBuffer(Block(1 << 20, 1), 0, tuple(shape), dtype)
+
+
+def engine_on(gpu: FakeGpu) -> OrtCudaEngine:
+    engine = object.__new__(OrtCudaEngine)
+    engine._gpu, engine._pool = gpu, FakePool()  # type: ignore[assignment]
+    engine._float, engine.activation = "bfloat16", bfloat16.DTYPE
+    return engine
+
+
+def test_few_integers_go_to_the_device_when_their_address_is_asked_for() -> None:
+    gpu = FakeGpu()
+    engine, array = engine_on(gpu), np.arange(6, dtype=np.int64).reshape(3, 2)
+    buffer = engine.upload(array)
+    array[:] = 0  # it is the engine's copy that goes
+    assert (buffer.shape, buffer.dtype, gpu.sent) == ((3, 2), "int64", [])
+    assert buffer.address and gpu.sent == [np.arange(6, dtype=np.int64).tobytes()]
+    engine.upload(np.zeros((3, 100), np.int64))
+    engine.upload(np.zeros(4, np.float32))
+    assert [len(sent) for sent in gpu.sent] == [48, 2400, 8]
+
+
+def test_only_buffers_that_are_to_be_zeros_are_cleared() -> None:
+    gpu = FakeGpu()
+    engine = engine_on(gpu)
+    engine.empty((2, 3))
+    assert gpu.cleared == []
+    engine.zeros((2, 3), "int8")
+    assert gpu.cleared == [6]
+
+
+def test_scales_of_one_product_are_taken_once_a_row_together_or_not_at_all(tmp_path: Path) -> None:
+    """Else gate and up would want kernels of two kinds."""
+    qkv, gate, up, down = (StepLinear(name, f"{name}.s") for name in ("qkv", "gate", "up", "down"))
+    layer = StepLayer("n", qkv, "b", StepLinear("o", None), "m", gate, up, down, ())
+    even = np.repeat(np.arange(4, dtype=np.uint16)[:, None], 3, axis=1)
+    odd = np.arange(12, dtype=np.uint16).reshape(4, 3)
+    stored = {"qkv.s": even, "gate.s": even, "up.s": odd, "down.s": odd}
+    (tmp_path / "data").write_bytes(b"".join(array.tobytes() for array in stored.values()))
+    weights = tuple(StoredWeight(name, "bfloat16", (4, 3), "data", 24 * index) for index, name in enumerate(stored))
+    gpu = FakeGpu()
+    bundle, entry = SimpleNamespace(file=lambda name: tmp_path / name), SimpleNamespace(weights=weights)
+    form = SimpleNamespace(layers=(layer,))
+    found = dict(engine_on(gpu)._scales_by_row(bundle, entry, form))  # type: ignore[arg-type]
+    assert {name: buffer.shape for name, buffer in found.items()} == {"qkv.s": (4, 1)}
+    assert gpu.sent == [np.arange(4, dtype=np.uint16).tobytes()]
