@@ -31,11 +31,7 @@ from ..runtime.manifest import (
 )
 from .checkpoint import Checkpoint
 from .forms import Forms, lower_forms, write_long, write_shared
-from .graphs.decoder import Decoder
-from .graphs.embed import Embed
-from .graphs.head import Head
-from .graphs.reflect import Reflect
-from .graphs.vision import Vision
+from .graphs.makers import graph_makers
 from .inputs import GraphConfig
 from .prompt import prompt_tokens
 from .quantize.apply import quantize
@@ -195,16 +191,8 @@ class _GraphWriter:
 
     def _graphs(self) -> list[tuple[str, Callable[[], torch.nn.Module], Signature]]:
         checkpoint = self.checkpoint
-        text, reflection = checkpoint.text, checkpoint.reflection
         signatures = contract.signatures(_model_facts(checkpoint, 1).sizes())
-        makers: dict[str, Callable[[], torch.nn.Module]] = {
-            contract.VISION: lambda: Vision(checkpoint.vision),
-            contract.EMBED: lambda: Embed(text, self.dtype),
-            contract.DECODER: lambda: Decoder(text),
-            contract.HEAD: lambda: Head(text, self.dtype),
-        }
-        if reflection and reflection.head != "identity":
-            makers[contract.REFLECT] = lambda: Reflect(text, reflection)
+        makers = graph_makers(checkpoint.text, checkpoint.vision, checkpoint.reflection, self.dtype)
         return [(name, make, signatures[name]) for name, make in makers.items()]
 
     def write(self, name: str, make: Callable[[], torch.nn.Module], signature: Signature) -> GraphEntry:

@@ -59,11 +59,7 @@ class Exports:
         from filelock import FileLock
         from reflectrt.export.bundle import _model_facts
         from reflectrt.export.checkpoint import Checkpoint
-        from reflectrt.export.graphs.decoder import Decoder
-        from reflectrt.export.graphs.embed import Embed
-        from reflectrt.export.graphs.head import Head
-        from reflectrt.export.graphs.reflect import Reflect
-        from reflectrt.export.graphs.vision import Vision
+        from reflectrt.export.graphs.makers import graph_makers
         from reflectrt.export.inputs import GraphConfig
         from reflectrt.export.trace import trace
         from reflectrt.export.weights import bind_weights, write_weights
@@ -72,13 +68,7 @@ class Exports:
         checkpoint = Checkpoint.open(self.checkpoint(name))
         folder = self.folder / f"{name}-{graph}-{dtype}-{capacity}"
         element = getattr(torch, dtype)
-        makers = {
-            "vision": lambda: Vision(checkpoint.vision),
-            "embed": lambda: Embed(checkpoint.text, element),
-            "decoder": lambda: Decoder(checkpoint.text),
-            "head": lambda: Head(checkpoint.text, element),
-            "reflect": lambda: Reflect(checkpoint.text, checkpoint.reflection),  # type: ignore[arg-type]
-        }
+        makers = graph_makers(checkpoint.text, checkpoint.vision, checkpoint.reflection, element)
         with FileLock(folder.with_suffix(".lock")):
             if not (folder / "graph.onnx").exists():
                 folder.mkdir()

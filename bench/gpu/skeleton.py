@@ -7,7 +7,7 @@ weights are drawn where they are measured (`bench/gpu/weights.py`).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,10 +20,7 @@ from ...export.bundle import IMAGE, VIDEO, _model_facts, _reflection
 from ...export.checkpoint import Checkpoint
 from ...export.facts import TextFacts, VisionFacts
 from ...export.forms import Forms, lower_forms, shared_file, shared_weights, write_long
-from ...export.graphs.decoder import Decoder
-from ...export.graphs.embed import Embed
-from ...export.graphs.head import Head
-from ...export.graphs.vision import Vision
+from ...export.graphs.makers import graph_makers
 from ...export.inputs import GraphConfig
 from ...export.prompt import prompt_tokens
 from ...export.quantize.apply import quantize
@@ -66,12 +63,11 @@ def write_skeleton(
         checkpoint = _shaped(Checkpoint.open(make_checkpoint(Path(small) / "checkpoint")), text, vision)
         (folder / TOKENIZER).write_bytes((checkpoint.path / TOKENIZER).read_bytes())
         recipe = _recipe(checkpoint, precision, kv_cache)
-        recipe = target.adapt(recipe) if recipe else None
         facts = _model_facts(checkpoint, MAX_CONTEXT, target.cache_dtype(recipe))
         traced = contract.signatures(_model_facts(checkpoint, MAX_CONTEXT).sizes())
         sizes: dict[str, int] = {}
         graphs: dict[str, GraphEntry] = {}
-        for name, make in _makers(text, vision, dtype).items():
+        for name, make in graph_makers(text, vision, None, dtype).items():
             model = trace(make, GraphConfig(traced[name], dtype), name)
             bind_weights(model, checkpoint)
             if recipe is not None:
@@ -85,14 +81,14 @@ def write_skeleton(
 
 
 def _recipe(checkpoint: Checkpoint, precision: str, kv_cache: Literal["int8", "fp8"] | None) -> Recipe | None:
-    """A recipe without its part for the vision encoder: what that computes with is bfloat16 all the same."""
+    """A recipe as the target stores it; None for a float precision."""
     recipe = _fp8_recipe(checkpoint) if precision == "fp8" else default_recipe(checkpoint, precision)
     if recipe is None:
         if kv_cache:
             raise ExportError("a float precision has no recipe that could quantize the KV cache")
         return None
-    graphs = {name: graph for name, graph in recipe.graphs.items() if name != contract.VISION}
-    return replace(recipe, graphs=graphs, kv_cache=_cache(kv_cache, checkpoint.text) if kv_cache else None)
+    recipe = replace(recipe, kv_cache=_cache(kv_cache, checkpoint.text) if kv_cache else None)
+    return TARGETS["cuda"].adapt(recipe)
 
 
 def _fp8_recipe(checkpoint: Checkpoint) -> Recipe:
@@ -115,15 +111,6 @@ def _shaped(checkpoint: Checkpoint, text: TextFacts, vision: VisionFacts) -> Che
     shapes = expected_shapes(text, vision)
     refs = {name: TensorRef(checkpoint.path / "absent", name, shape, "bfloat16") for name, shape in shapes.items()}
     return replace(checkpoint, text=text, vision=vision, tensors=MappingProxyType(refs))
-
-
-def _makers(text: TextFacts, vision: VisionFacts, dtype: torch.dtype) -> dict[str, Callable[[], torch.nn.Module]]:
-    return {
-        contract.VISION: lambda: Vision(vision),
-        contract.EMBED: lambda: Embed(text, dtype),
-        contract.DECODER: lambda: Decoder(text),
-        contract.HEAD: lambda: Head(text, dtype),
-    }
 
 
 def _save_forms(entry: GraphEntry, name: str, forms: Forms, folder: Path, sizes: dict[str, int]) -> GraphEntry:

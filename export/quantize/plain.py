@@ -74,8 +74,8 @@ def eight_bits_for_float_inputs(recipe: Recipe) -> Recipe:
     """The recipe for a target that rounds activations of the decoder's MLPs alone, and encodes vision in floats.
 
     Of fp8 weights whose inputs stay floats only the rounding is left, of 3 bits: there 8-bit integers with a scale a
-    row take as much room and are eight times nearer. Vision stays as in the checkpoint. What was folded to spare inputs
-    that are not rounded now is not.
+    row take as much room and are nearer (relative error 0.7 % for 2.7 in the attention of `assets/reference`). Vision
+    stays as in the checkpoint. What was folded to spare inputs that are not rounded now is not.
     """
     graphs = {
         name: GraphRecipe({weight: _eight_bits(weight, linear) for weight, linear in graph.linears.items()})
