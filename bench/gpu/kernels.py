@@ -48,7 +48,7 @@ ROWS = {
 }
 """[rows, inputs] of a layer's matrices."""
 TYPES = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.uint8: "uint8", torch.int8: "int8",
-         torch.int64: "int64", torch.float8_e4m3fn: "float8e4m3fn"}  # fmt: skip
+         torch.float8_e4m3fn: "float8e4m3fn"}  # fmt: skip
 
 Tensors = dict[str, torch.Tensor]
 
@@ -269,7 +269,7 @@ def error(kind: str, cache: str, tokens: int) -> float:
     return float((found[0] - wanted).norm() / wanted.norm())
 
 
-def times(kind: str, cache: str, by_kernel: bool) -> dict[str, Any]:
+def times(kind: str, cache: str) -> dict[str, Any]:
     """Milliseconds of whole steps by tokens, bytes read, and microseconds a layer of each kernel of one token."""
     step = Step(kind, cache, SHAPE.layers, keep=False)
     found: dict[str, Any] = {}
@@ -277,7 +277,7 @@ def times(kind: str, cache: str, by_kernel: bool) -> dict[str, Any]:
         given, hidden = inputs(tokens), torch.empty(1, tokens, SHAPE.hidden, device="cuda").bfloat16()
         torch.cuda.synchronize()
         found[f"{tokens}_ms"] = 1e3 * _seconds(step, step.capture(given, hidden))
-        if tokens == 1 and by_kernel:
+        if tokens == 1:
             found["kernels_us"] = dict(_by_kernel(step, given, hidden))
     found["bytes"] = sum(t.nbytes for t in step.stored.values()) + sum(
         t[:, :, :CONTEXT].nbytes for t in step.given.values()
@@ -310,7 +310,7 @@ def measure(formats: tuple[str, ...], caches: tuple[str, ...]) -> dict[str, Any]
     for kind, cache in pairs:
         errors: dict[str, float] = {f"{tokens}_error": error(kind, cache, tokens) for tokens in (*TOKENS, 8)}
         torch.cuda.empty_cache()
-        found[f"{kind}, {cache} cache"] = times(kind, cache, by_kernel=True) | errors
+        found[f"{kind}, {cache} cache"] = times(kind, cache) | errors
         torch.cuda.empty_cache()
     return found
 
